@@ -94,14 +94,16 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _shares(shares: dict[str, float]) -> str:
     """Return the largest shares; of numbered units that are alike, one stands for all."""
-    groups: dict[str, tuple[float, int]] = {}
+    groups: dict[str, list[tuple[float, str]]] = {}
     for name, share in shares.items():
-        group = "".join("*" if c.isdigit() else c for c in name)
-        most, count = groups.get(group, (0.0, 0))
-        groups[group] = (max(most, share), count + 1)
-    order = sorted(groups, key=lambda group: -groups[group][0])
-    parts = [(g if groups[g][1] > 1 else g.replace("*", "0"), groups[g][0]) for g in order[:4]]
-    return ", ".join(f"{name} {share:.0%}" for name, share in parts if share >= 0.005)
+        unit, dot, part = name.partition(".")
+        groups.setdefault(unit.rstrip("0123456789") + "*" + dot + part, []).append((share, name))
+    largest = sorted(((max(members), group) for group, members in groups.items()), key=lambda m: -m[0][0])
+    return ", ".join(
+        f"{group if len(groups[group]) > 1 else name} {share:.0%}"
+        for (share, name), group in largest[:4]
+        if share >= 0.005
+    )
 
 
 def _short(value: float | None) -> str:
