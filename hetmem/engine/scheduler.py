@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import simpy
 from attrs import frozen
 
+from hetmem.engine.evaluator import Evaluator
 from hetmem.engine.executor import Executor
 from hetmem.engine.step import Plan, StepOutcome, StepView
 from hetmem.hardware.clock import Clock
@@ -57,7 +58,7 @@ class Scheduler:
     """
 
     def __init__(
-        self, env: Clock, executor: Executor, ledger: Ledger, system: Planner,
+        self, env: Clock, executor: Executor | Evaluator, ledger: Ledger, system: Planner,
         on_step: Callable[[StepOutcome], None],
     ) -> None:  # fmt: skip
         self.env, self.executor, self.ledger, self.system, self.on_step = env, executor, ledger, system, on_step

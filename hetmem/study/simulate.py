@@ -1,17 +1,19 @@
 """One run: the system, its machine and its requests put together, run to the end and checked."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hetmem.engine.decode_loop import DecodeLoop
-from hetmem.engine.executor import Executor
+from hetmem.engine.evaluator import Evaluator
+from hetmem.engine.executor import Executor, OnTask
 from hetmem.engine.floor import FloorCheck
 from hetmem.engine.kv_cache import KvCache
 from hetmem.engine.scheduler import Scheduler
-from hetmem.errors import CapacityError, ConservationError, UnsupportedError
+from hetmem.errors import CapacityError, ConservationError, UnknownNameError, UnsupportedError
 from hetmem.hardware.clock import Clock
 from hetmem.hardware.config import MachineConfig
+from hetmem.hardware.lane import Lane
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine
 from hetmem.hardware.server import Server
@@ -25,10 +27,15 @@ from hetmem.workload import FixedBatch, RequestTable
 
 Progress = Callable[[int, int], None]
 
+#: How task graphs are run: ``auto`` works each step out as fast as is exact; ``event`` is the reference, with every
+#: server a process. Their tables are equal.
+ENGINES = ("auto", "event")
+
 
 def simulate(
     system: str | type[System], *, model: str | ModelSpec, workload: Any = "chat",
-    machine: MachineConfig | None = None, trace: bool = False, progress: Progress | None = None, **options: Any,
+    machine: MachineConfig | None = None, trace: bool = False, progress: Progress | None = None,
+    engine: str = ENGINES[0], **options: Any,
 ) -> Run:  # fmt: skip
     """Simulate one system serving one workload, and return the run.
 
@@ -46,6 +53,8 @@ def simulate(
         Keep a row per task.
     progress
         Called as ``progress(requests finished, requests in)``.
+    engine
+        One of :data:`ENGINES`.
     options
         The other fields of :class:`hetmem.study.scenario.Scenario`: ``assumptions``, ``batch``, ``requests``,
         ``rate``, ``gpu``, ``gpus``, ``dimms``, ``policies``, ``settings``, ``seed``, …
@@ -57,12 +66,17 @@ def simulate(
         a model that the system refuses (:class:`UnsupportedError`).
     """
     return run_scenario(
-        scenario(system, model=model, workload_=workload, machine=machine, **options), trace=trace, progress=progress
-    )
+        scenario(system, model=model, workload_=workload, machine=machine, **options),
+        trace=trace, progress=progress, engine=engine,
+    )  # fmt: skip
 
 
-def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | None = None) -> Run:
+def run_scenario(
+    asked: Scenario, *, trace: bool = False, progress: Progress | None = None, engine: str = ENGINES[0]
+) -> Run:
     """Run a checked scenario; see :func:`simulate`."""
+    if engine not in ENGINES:
+        raise UnknownNameError("engine", engine, ENGINES)
     config = asked.configuration()
     requests = asked.workload.requests(
         max_context=config.model.max_context, n=asked.requests, rate=asked.rate, seed=asked.seed,
@@ -86,7 +100,8 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
     )
     machine = planner.machine()
     env = Clock()
-    servers, ledger = machine.elaborate(env)
+    servers: Mapping[str, Server | Lane]
+    servers, ledger = machine.elaborate(env) if engine == "event" else machine.lanes()
     planner.place(ledger)
     kv = KvCache(
         ledger, config.serving.block_tokens, planner.kv_bytes_per_token(), config.serving.kv_share,
@@ -94,7 +109,7 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
     )  # fmt: skip
     _require_batch(asked, config, kv, ledger)
     recorder = Recorder({name: server.busy_at for name, server in servers.items()}, trace)
-    executor = Executor(env, servers, recorder.task if trace else None)
+    executor = _executor(engine, env, servers, recorder.task if trace else None)
     floor = FloorCheck(planner.floor_s)
     scheduler = Scheduler(env, executor, ledger, planner, floor.check)
     loop = DecodeLoop(
@@ -125,6 +140,12 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
                                               "assumptions": asked.assumptions, "dimm_preset": asked.dimm_preset,
                                               "decisions": dict(planner.decisions())},
     )  # fmt: skip
+
+
+def _executor(
+    engine: str, env: Clock, servers: Mapping[str, Any], on_task: OnTask | None
+) -> Executor | Evaluator:
+    return (Executor if engine == "event" else Evaluator)(env, servers, on_task)
 
 
 def _policy(asked: Scenario, role: str, config: Configuration) -> Any:
@@ -163,7 +184,7 @@ def _nothing_done(requests: RequestTable, kv: KvCache) -> str:
     return f"no request fits in the KV cache of {kv.total * kv.block_tokens} tokens"
 
 
-def _check_busy(servers: dict[str, Server], elapsed_ps: int) -> None:
+def _check_busy(servers: Mapping[str, Server | Lane], elapsed_ps: int) -> None:
     for name, server in servers.items():
         if not 0 <= server.busy_at(elapsed_ps) <= elapsed_ps:
             raise ConservationError(
@@ -171,7 +192,7 @@ def _check_busy(servers: dict[str, Server], elapsed_ps: int) -> None:
             )
 
 
-def _energy(machine: Machine, servers: dict[str, Server], elapsed_ps: int) -> Energy:
+def _energy(machine: Machine, servers: Mapping[str, Server | Lane], elapsed_ps: int) -> Energy:
     return account(
         ((unit, servers[unit.name].busy_at(elapsed_ps), servers[unit.name].energy_fj) for unit in machine.units),
         (*((m.component, m.idle_w) for m in machine.memories), ("base", machine.base_w)),

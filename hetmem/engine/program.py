@@ -1,0 +1,157 @@
+"""A program: a template made ready for the evaluator, once per run: its lanes, its sums by lane, its straight line."""
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+from attrs import Factory, define, field
+
+from hetmem.engine.graph import Template
+from hetmem.engine.straight_line import StraightLine, straight_line
+from hetmem.errors import ConfigError
+from hetmem.hardware.lane import Lane
+
+#: What kind of task one is, as bits: the gate or the end of the graph waits for it itself (not for one that follows
+#: it), or it is of a class other than 0.
+GATE, LAST, QUEUED = 1, 2, 4
+
+#: Submissions of a template before it is compiled: about as long as compiling takes, the other way takes for these.
+COMPILE_AFTER = 40
+#: The most submissions for which a straight line that did not fit is left alone.
+MOST_SKIPPED = 64
+
+Picker = Callable[[Sequence[Any]], Sequence[Any]]
+
+
+@define(eq=False)
+class Program:
+    """A template on the lanes of a machine.
+
+    Attributes
+    ----------
+    lanes : tuple of (Lane or None)
+        By task.
+    expand : callable
+        Spreads a sequence by slot over the tasks.
+    kinds : bytes
+        By task: bits of :data:`GATE`, :data:`LAST` and :data:`QUEUED`.
+    gates, lasts : int
+        Tasks of the first two kinds.
+    sums : list of (lanes, picker)
+        The tasks of each lane by slot; lanes with the same slots together.
+    free_slots : tuple of int
+        Places of the slots of tasks without a server.
+    plain : bool
+        Whether all tasks are in the foreground and of class 0, and one at least is on a server.
+    """
+
+    template: Template
+    lanes: tuple[Lane | None, ...]
+    expand: Picker
+    kinds: bytes
+    gates: int
+    lasts: int
+    sums: list[tuple[list[Lane], Picker]]
+    free_slots: tuple[int, ...]
+    plain: bool
+    _line: StraightLine | None = field(default=None, init=False)
+    _uses: int = field(default=0, init=False)
+    _skip: int = field(default=0, init=False)
+    _misses: int = field(default=0, init=False)
+    _line_lanes: tuple[Lane, ...] = field(
+        default=Factory(lambda self: tuple(dict.fromkeys(x for x in self.lanes if x is not None)), takes_self=True),
+        init=False,
+    )
+
+    def in_order(self, now: int, ps: Sequence[int], latest: int) -> int:
+        """Work the whole graph out in the order of its tasks, if that is the order in which they are ready.
+
+        Parameters
+        ----------
+        now
+            The tick of its submission; nothing else is under way.
+        ps
+            Ticks of service by slot.
+        latest
+            The last tick at which it may end.
+
+        Returns
+        -------
+        int
+            The tick at which it ends, or -1 if nothing was done because the order is another, it ends too late, or
+            the template has not been used often enough to be compiled.
+        """
+        self._uses += 1
+        if self._uses <= COMPILE_AFTER:
+            return -1
+        if self._skip:
+            self._skip -= 1
+            return -1
+        if self._line is None:
+            self._line = straight_line(self.template)
+        lanes = self._line_lanes
+        done = self._line(now, ps, [lane.free_ps for lane in lanes])
+        if done is None or done[0] > latest:
+            self._misses += 1
+            self._skip = min(1 << self._misses, MOST_SKIPPED)
+            return -1
+        self._misses = 0
+        end, free, served, waited = done
+        for lane, free_ps, served_ps, wait_ps in zip(lanes, free, served, waited, strict=True):
+            lane.free_ps = free_ps
+            lane.served_ps += served_ps
+            lane.wait_ps += wait_ps
+        return end
+
+
+def program(template: Template, lanes: Mapping[str, Lane]) -> Program:
+    """Return ``template`` on ``lanes``.
+
+    Raises
+    ------
+    ConfigError
+        When the template names a server that is not there.
+    """
+    for name in template.servers:
+        if name is not None and name not in lanes:
+            raise ConfigError("graph", f"the machine has no server {name!r}; it has {', '.join(lanes)}")
+    kinds = bytearray(len(template))
+    for task, successors in enumerate(template.successors):
+        background = template.background
+        if not background[task] and all(background[successor] for successor in successors):
+            kinds[task] |= GATE
+        if not successors:
+            kinds[task] |= LAST
+        if template.classes[task]:
+            kinds[task] |= QUEUED
+    return Program(
+        template,
+        tuple(None if name is None else lanes[name] for name in template.servers),
+        picker(template.slot_index),
+        bytes(kinds),
+        sum(bool(kind & GATE) for kind in kinds),
+        sum(bool(kind & LAST) for kind in kinds),
+        _sums(template, lanes),
+        tuple({s: None for name, s in zip(template.servers, template.slot_index, strict=True) if name is None and s}),
+        not any(template.background) and not any(template.classes) and any(template.servers),
+    )
+
+
+def picker(places: Sequence[int]) -> Picker:
+    """Return the function that gives the items of a sequence at ``places``."""
+    if not places:
+        return lambda items: ()
+    if len(places) == 1:
+        return lambda items: (items[places[0]],)
+    return itemgetter(*places)
+
+
+def _sums(template: Template, lanes: Mapping[str, Lane]) -> list[tuple[list[Lane], Picker]]:
+    places: dict[str, list[int]] = {}
+    for name, place in zip(template.servers, template.slot_index, strict=True):
+        if name is not None:
+            places.setdefault(name, []).append(place)
+    alike: dict[tuple[int, ...], list[Lane]] = {}
+    for name, used in places.items():
+        alike.setdefault(tuple(used), []).append(lanes[name])
+    return [(group, picker(used)) for used, group in alike.items()]
