@@ -10,7 +10,7 @@ A graph whose tasks come in the order of its template takes a shorter way
 (:mod:`hetmem.engine.straight_line`), if nothing else is under way.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
 from typing import Any
 
@@ -18,12 +18,11 @@ import simpy
 from attrs import define, field
 
 from hetmem.engine.executor import TASKS_PER_STEP, OnTask, waiting_lines
-from hetmem.engine.graph import Handle, TaskGraph, Template
-from hetmem.engine.program import GATE, LAST, QUEUED, Program, program
+from hetmem.engine.graph import Cost, Handle, TaskGraph, Template
+from hetmem.engine.program import GATE, LAST, PUBLISHED, QUEUED, TOLD, Barrier, Program, program
 from hetmem.errors import ConfigError, ConservationError, DeadlockError
 from hetmem.hardware.clock import ARBITRATION, COMPLETION, Clock
 from hetmem.hardware.lane import Lane
-
 
 @define(slots=True, eq=False)
 class _Submission:
@@ -34,13 +33,16 @@ class _Submission:
     key: int
     gate: simpy.Event
     program: Program
-    ps: tuple[int, ...]
-    lanes: tuple[Lane | None, ...]
+    ps: Sequence[int]
+    lanes: tuple[Any, ...]  # a lane, or None where there is no service
+    kinds: bytes | bytearray
+    barriers: Mapping[int, Barrier]
     gates_left: int
     lasts_left: int
     gate_ps: int
     missing: list[int] = field(factory=list, repr=False)
     ready: list[int] = field(factory=list, repr=False)
+    costs: list[Cost] = field(factory=list, repr=False)  # by task, if tasks are reported
 
 
 class Evaluator:
@@ -59,10 +61,11 @@ class Evaluator:
 
     def __init__(self, env: Clock, servers: Mapping[str, Lane], on_task: OnTask | None = None) -> None:
         self.env, self.servers, self.on_task = env, servers, on_task
+        self._tracing = on_task is not None
         self.outstanding: dict[int, _Submission] = {}
         self._programs: dict[int, Program] = {}
-        # Tasks as (ready tick, key, submission, index) and wakes as (tick, key below 0, lane, 0).
-        self._heap: list[tuple[int, int, Any, int]] = []
+        # Tasks as (ready tick, key of the first, submission, tasks) and wakes as (tick, key below 0, lane, ()).
+        self._heap: list[tuple[int, int, Any, Sequence[int]]] = []
         self._unstarted: list[_Submission] = []
         self._timers: set[tuple[int, int]] = set()
         self._horizon = 0  # the last end that is known
@@ -89,8 +92,9 @@ class Evaluator:
         now = self.env.now
         ps, lanes = self._account(prog, graph)
         sub = _Submission(
-            graph, rank, rank * TASKS_PER_STEP, simpy.Event(self.env), prog, ps, lanes, prog.gates, prog.lasts, now
-        )
+            graph, rank, rank * TASKS_PER_STEP, simpy.Event(self.env), prog, ps, lanes, prog.kinds_of(graph.publish),
+            {} if self._tracing or graph.publish else prog.barriers, prog.gates, prog.lasts, now,
+        )  # fmt: skip
         if prog.lasts:
             self.outstanding[rank] = sub
         if not prog.gates:
@@ -128,16 +132,16 @@ class Evaluator:
             known = self._programs[id(template)] = program(template, self.servers)
         return known
 
-    def _account(self, prog: Program, graph: TaskGraph) -> tuple[tuple[int, ...], tuple[Lane | None, ...]]:
+    def _account(self, prog: Program, graph: TaskGraph) -> tuple[Sequence[int], tuple[Lane | None, ...]]:
         """Count the work at its lanes; return the ticks by slot, and the lanes by task, None where there is no work."""
-        ps, fj, n_bytes = zip(*graph.slot_costs, strict=True)
+        ps, fj, n_bytes = graph.ps, graph.fj, graph.n_bytes
         idle = ps.count(0) > 1  # beside the first, of tasks without a slot
         if idle or prog.free_slots:
             self._refuse_lost(prog, graph)
         energy, moved = any(fj), any(n_bytes)
         for lanes, pick in prog.sums:
             mine = pick(ps)
-            total, jobs = sum(mine), len(mine) - mine.count(0)
+            total, jobs = sum(mine), len(mine) - (mine.count(0) if idle else 0)
             spent = sum(pick(fj)) if energy else 0
             carried = sum(pick(n_bytes)) if moved else 0
             for lane in lanes:
@@ -160,7 +164,9 @@ class Evaluator:
     def _begin(self, sub: _Submission) -> None:
         """Start the tasks of a graph one by one, those first that wait for nothing."""
         now, template = self.env.now, sub.graph.template
-        sub.ps = tuple(sub.program.expand(sub.ps))
+        sub.ps = sub.program.expand(sub.ps)
+        if self.on_task is not None:
+            sub.costs = sub.graph.costs
         missing = sub.missing = list(template.n_preds)
         ready = sub.ready = [now] * len(missing)
         for index, handles in sub.graph.wait.items():
@@ -171,7 +177,7 @@ class Evaluator:
                 elif handle.landed_ps > ready[index]:
                     ready[index] = handle.landed_ps
         # Collected first: starting a join resolves it at once and may make later tasks ready.
-        for index in [index for index, left in enumerate(missing) if not left]:
+        for index in [index for index in sub.program.roots if not missing[index]]:
             self._start(sub, index)
 
     # -- time ----------------------------------------------------------------------------------------------------
@@ -214,56 +220,92 @@ class Evaluator:
         """Take tasks and wakes up to the next event of anybody else; all before the tick ``decided`` is known."""
         env, heap = self.env, self._heap
         limit = env.next_ps
+        until = max(limit, decided)
         while heap:
-            tick, key, owner, index = heap[0]
+            tick, key, sub, tasks = heap[0]
             # A tick's wakes come before its control, its tasks after it.
-            if tick >= limit and tick >= decided and not (key < 0 and tick == limit):
+            if tick >= until and not (key < 0 and tick == limit):
                 break
             heappop(heap)
             if key < 0:
-                self._wake(owner, tick)
+                told = self._wake(sub, tick)
+            elif len(tasks) > 1 and heap and heap[0][0] == tick and heap[0][1] < sub.key + tasks[-1]:
+                for task in tasks:  # others of this tick come between them
+                    heappush(heap, (tick, sub.key + task, sub, (task,)))
+                continue
+            elif id(tasks) in sub.barriers:
+                told = self._serve_barrier(sub, tasks, tick)
+            elif sub.kinds[tasks[0]] & QUEUED:
+                told = self._queue_up(sub, tasks[0], tick)
             else:
-                self._serve(owner, index, tick)
-            limit = env.next_ps
-        if self.on_task is not None:
+                told = self._serve(sub, tasks, tick)
+            if told:
+                limit = env.next_ps
+                until = max(limit, decided)
+        if self._tracing:
             self._report(env.now)
         if heap:
             tick, key = heap[0][:2]
             self._call(max(tick, env.now), COMPLETION if key < 0 else ARBITRATION)
-        elif self._horizon > (env.now if self.on_task else max(env.now, self._gates_until)):
+        elif self._horizon > (env.now if self._tracing else max(env.now, self._gates_until)):
             self._call(self._horizon, ARBITRATION)  # the clock runs to the end of all work
 
-    def _serve(self, sub: _Submission, index: int, tick: int) -> None:
-        """Give the task that is next its place at its lane."""
-        lane = sub.lanes[index]
-        assert lane is not None
-        if sub.program.kinds[index] & QUEUED:
-            template = sub.graph.template
-            lane.queue_up(
-                [template.classes[index], tick, sub.key + index, sub.ps[index], template.chunk_ps[index], sub, index, -1]
-            )
-            self._watch(lane)
-            return
-        if lane.queue:
-            lane.advance(tick)
-        start = tick
-        if lane.free_ps > tick:
-            lane.delay(tick)
-            start = lane.free_ps
-        ps = sub.ps[index]
-        lane.free_ps = end = start + ps
-        lane.served_ps += ps
-        self._ended(sub, index, start, end)
+    def _serve(self, sub: _Submission, tasks: Sequence[int], tick: int) -> bool:
+        """Give tasks of class 0, ready at ``tick``, their places at their lanes."""
+        told = False
+        for task in tasks:
+            lane, lasts = sub.lanes[task], sub.ps[task]
+            if lane.queue:
+                lane.advance(tick)
+                told = True
+            start = tick
+            if lane.free_ps > tick:
+                lane.delay(tick)
+                start = lane.free_ps
+            lane.free_ps = end = start + lasts
+            lane.served_ps += lasts
+            if self._tracing:
+                self._note(sub, task, start, end)
+            if self._done(sub, task, end):
+                told = True
+        return told
 
-    def _queued_ended(self, sub: _Submission, index: int, start: int, end: int) -> None:
-        self._ended(sub, index, start, end)
+    def _serve_barrier(self, sub: _Submission, tasks: Sequence[int], tick: int) -> bool:
+        """Do the same for tasks that the same tasks wait for: for those, the one that ends last stands for all."""
+        latest, told = 0, False
+        lanes, pick = sub.barriers[id(tasks)]
+        for lane, lasts in zip(lanes, pick(sub.ps)):  # noqa: B905 - as long as each other, and the innermost loop
+            if lane.queue:
+                lane.advance(tick)
+                told = True
+            end = tick + lasts
+            if lane.free_ps > tick:
+                lane.delay(tick)
+                end = lane.free_ps + lasts
+            lane.free_ps = end
+            lane.served_ps += lasts
+            if end > latest:
+                latest = end
+        for follower in sub.program.successors[tasks[0]]:
+            sub.missing[follower] -= len(tasks) - 1
+        return self._done(sub, tasks[0], latest) or told
 
-    def _ended(self, sub: _Submission, index: int, start: int, end: int) -> None:
+    def _queue_up(self, sub: _Submission, task: int, tick: int) -> bool:
+        """Put a task of another class, ready at ``tick``, in the queue of its lane."""
+        template, lane = sub.graph.template, sub.lanes[task]
+        lane.queue_up([template.classes[task], tick, sub.key + task, sub.ps[task], template.chunk_ps[task], sub, task, -1])
+        self._watch(lane)
+        return True
+
+    def _queued_ended(self, sub: _Submission, task: int, start: int, end: int) -> None:
+        if self._tracing:
+            self._note(sub, task, start, end)
+        self._done(sub, task, end)
+
+    def _note(self, sub: _Submission, task: int, start: int, end: int) -> None:
         template = sub.graph.template
-        if self.on_task is not None:
-            row = (template.servers[index], template.tags[index], start, end, sub.graph.costs[index].bytes)
-            heappush(self._rows, (end, sub.key + index, sub.rank, *row))
-        self._done(sub, index, end + template.lag_ps[index])
+        row = (template.servers[task], template.tags[task], start, end, sub.costs[task].bytes)
+        heappush(self._rows, (end, sub.key + task, sub.rank, *row))
 
     def _watch(self, lane: Lane) -> None:
         """See to it that a wake comes no later than the next end of the lane's queue."""
@@ -271,59 +313,76 @@ class Evaluator:
             tick = lane.earliest_end()
             if lane.wake_ps < 0 or tick < lane.wake_ps:
                 lane.wake_ps = tick
-                heappush(self._heap, (tick, lane.number - len(self.servers), lane, 0))
+                heappush(self._heap, (tick, lane.number - len(self.servers), lane, ()))
 
-    def _wake(self, lane: Lane, tick: int) -> None:
-        if tick == lane.wake_ps:  # else another wake has come before it
-            lane.wake_ps = -1
-            lane.advance(tick)
-            self._watch(lane)
+    def _wake(self, lane: Lane, tick: int) -> bool:
+        if tick != lane.wake_ps:
+            return False  # another wake has come before it
+        lane.wake_ps = -1
+        lane.advance(tick)
+        self._watch(lane)
+        return True
 
     # -- the graph -----------------------------------------------------------------------------------------------
 
-    def _start(self, sub: _Submission, index: int) -> None:
+    def _start(self, sub: _Submission, task: int) -> None:
         """Put a task that waits for nothing more in its place, or resolve it if it is no service."""
-        tick = sub.ready[index]
-        if sub.lanes[index] is None:
-            self._done(sub, index, tick + sub.ps[index] + sub.graph.template.lag_ps[index])
+        tick = sub.ready[task]
+        if sub.lanes[task] is None:
+            self._done(sub, task, tick + sub.ps[task])
         else:
-            heappush(self._heap, (tick, sub.key + index, sub, index))
+            heappush(self._heap, (tick, sub.key + task, sub, (task,)))
 
-    def _done(self, sub: _Submission, index: int, tick: int) -> None:
-        """Count ``index`` as done at ``tick``, and all joins and delays that it resolves."""
-        template, publish, kinds = sub.graph.template, sub.graph.publish, sub.program.kinds
-        successors, lag_ps = template.successors, template.lag_ps
-        missing, ready, lanes, heap = sub.missing, sub.ready, sub.lanes, self._heap
+    def _done(self, sub: _Submission, task: int, tick: int) -> bool:
+        """Count a task as done, its lag after ``tick``, and all joins and delays that it resolves.
+
+        Tasks that become ready together go into the heap together. Return whether anybody else may have been told.
+        """
+        missing, ready, lanes, kinds = sub.missing, sub.ready, sub.lanes, sub.kinds
+        successors, lag_ps = sub.program.successors, sub.program.lag_ps
         resolved: list[int] = []
+        told = False
         while True:
-            for successor in successors[index]:
-                if tick > ready[successor]:
-                    ready[successor] = tick
-                left = missing[successor] = missing[successor] - 1
-                if not left:
-                    if lanes[successor] is None:
-                        resolved.append(successor)
-                    else:
-                        heappush(heap, (ready[successor], sub.key + successor, sub, successor))
-            if kinds[index]:
-                self._count(sub, kinds[index], tick)
-            if publish and index in publish:
-                self._land(publish[index], tick)
+            if lag_ps[task]:
+                tick += lag_ps[task]
+            together: list[int] = []
+            followers = successors[task]
+            for follower in followers:
+                if tick > ready[follower]:
+                    ready[follower] = tick
+                left = missing[follower] - 1
+                missing[follower] = left
+                if left:
+                    continue
+                if lanes[follower] is None:
+                    resolved.append(follower)
+                elif ready[follower] == tick and not kinds[follower] & QUEUED:
+                    together.append(follower)
+                else:
+                    heappush(self._heap, (ready[follower], sub.key + follower, sub, (follower,)))
+            if together:
+                whole = len(together) == len(followers)
+                heappush(self._heap, (tick, sub.key + together[0], sub, followers if whole else together))
+            if kinds[task] & TOLD:
+                told = True
+                self._count(sub, kinds[task], tick)
+                if kinds[task] & PUBLISHED:
+                    self._land(sub.graph.publish[task], tick)
             if not resolved:
-                return
-            index = resolved.pop()
-            tick = ready[index] + sub.ps[index] + lag_ps[index]
+                return told
+            task = resolved.pop()
+            tick = ready[task] + sub.ps[task]
 
     def _land(self, handle: Handle, tick: int) -> None:
         handle.landed_ps = tick
         waiters: list[tuple[Any, int]] = list(handle.waiters)
         handle.waiters.clear()
-        for sub, index in waiters:
-            if tick > sub.ready[index]:
-                sub.ready[index] = tick
-            sub.missing[index] -= 1
-            if not sub.missing[index]:
-                self._start(sub, index)
+        for sub, task in waiters:
+            if tick > sub.ready[task]:
+                sub.ready[task] = tick
+            sub.missing[task] -= 1
+            if not sub.missing[task]:
+                self._start(sub, task)
 
     def _count(self, sub: _Submission, kind: int, tick: int) -> None:
         if kind & GATE:
@@ -346,7 +405,7 @@ class Evaluator:
 
     def _waits(self) -> tuple[str, ...]:
         """Return a line per task that has not ended, and what it waits for."""
-        waiting = {(sub.rank, index) for _, key, sub, index in self._heap if key >= 0}
+        waiting = {(sub.rank, task) for _, key, sub, tasks in self._heap if key >= 0 for task in tasks}
         waiting |= {(e[5].rank, e[6]) for lane in self.servers.values() for e in lane.queue}
         lines = []
         for sub in self.outstanding.values():

@@ -5,6 +5,7 @@ bind it to the costs of each step. A *slot* names a cost; tasks that cost the sa
 """
 
 from collections.abc import Hashable, Iterable, Mapping
+from operator import itemgetter
 from typing import NamedTuple
 
 from attrs import define, field, frozen
@@ -21,6 +22,7 @@ class Cost(NamedTuple):
 
 
 FREE = Cost(0)
+_COLUMNS = tuple(map(itemgetter, range(3)))
 
 
 @define(slots=True, eq=False)
@@ -91,15 +93,18 @@ class Template:
         for index in (*(publish or ()), *(wait or ())):
             if not 0 <= index < len(self):
                 raise ConfigError("graph", f"a handle is at task {index}, but there are {len(self)} tasks")
-        return TaskGraph(self, bound, publish or {}, wait or {})
+        ps, fj, n_bytes = (list(map(column, bound)) for column in _COLUMNS)
+        return TaskGraph(self, ps, fj, n_bytes, publish or {}, wait or {})
 
 
 @frozen(slots=True, eq=False)
 class TaskGraph:
-    """One step's work: a template, a cost for each of its slots, and the handles it publishes and waits for."""
+    """One step's work: a template, what each of its slots costs, and the handles it publishes and waits for."""
 
     template: Template
-    slot_costs: list[Cost]
+    ps: list[int]
+    fj: list[int]
+    n_bytes: list[int]
     publish: Mapping[int, Handle] = field(factory=dict)
     wait: Mapping[int, list[Handle]] = field(factory=dict)
 
@@ -109,7 +114,8 @@ class TaskGraph:
     @property
     def costs(self) -> list[Cost]:
         """The cost of each task."""
-        return [self.slot_costs[place] for place in self.template.slot_index]
+        by_slot = list(map(Cost, self.ps, self.fj, self.n_bytes))
+        return [by_slot[place] for place in self.template.slot_index]
 
 
 class GraphBuilder:

@@ -1,6 +1,6 @@
 """A program: a template made ready for the evaluator, once per run: its lanes, its sums by lane, its straight line."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -12,8 +12,9 @@ from hetmem.errors import ConfigError
 from hetmem.hardware.lane import Lane
 
 #: What kind of task one is, as bits: the gate or the end of the graph waits for it itself (not for one that follows
-#: it), or it is of a class other than 0.
-GATE, LAST, QUEUED = 1, 2, 4
+#: it), it is of a class other than 0, or it publishes a handle.
+GATE, LAST, QUEUED, PUBLISHED = 1, 2, 4, 8
+TOLD = GATE | LAST | PUBLISHED
 
 #: Submissions of a template before it is compiled: about as long as compiling takes, the other way takes for these.
 COMPILE_AFTER = 40
@@ -21,6 +22,7 @@ COMPILE_AFTER = 40
 MOST_SKIPPED = 64
 
 Picker = Callable[[Sequence[Any]], Sequence[Any]]
+Barrier = tuple[list[Lane], Picker]
 
 
 @define(eq=False)
@@ -29,14 +31,21 @@ class Program:
 
     Attributes
     ----------
+    successors, lag_ps : tuple
+        Of the template, at hand.
     lanes : tuple of (Lane or None)
         By task.
+    roots : tuple of int
+        Tasks without predecessors.
     expand : callable
         Spreads a sequence by slot over the tasks.
     kinds : bytes
         By task: bits of :data:`GATE`, :data:`LAST` and :data:`QUEUED`.
     gates, lasts : int
         Tasks of the first two kinds.
+    barriers : dict of int to (lanes, picker)
+        By the id of an item of ``successors`` whose tasks all have the same successors, no lag and no kind: their
+        lanes, and what picks their items out of a sequence by task.
     sums : list of (lanes, picker)
         The tasks of each lane by slot; lanes with the same slots together.
     free_slots : tuple of int
@@ -46,11 +55,15 @@ class Program:
     """
 
     template: Template
+    successors: tuple[tuple[int, ...], ...]
+    lag_ps: tuple[int, ...]
     lanes: tuple[Lane | None, ...]
+    roots: tuple[int, ...]
     expand: Picker
     kinds: bytes
     gates: int
     lasts: int
+    barriers: dict[int, Barrier]
     sums: list[tuple[list[Lane], Picker]]
     free_slots: tuple[int, ...]
     plain: bool
@@ -62,6 +75,15 @@ class Program:
         default=Factory(lambda self: tuple(dict.fromkeys(x for x in self.lanes if x is not None)), takes_self=True),
         init=False,
     )
+
+    def kinds_of(self, published: Collection[int]) -> bytes | bytearray:
+        """Return :attr:`kinds`, those of the ``published`` tasks marked."""
+        if not published:
+            return self.kinds
+        kinds = bytearray(self.kinds)
+        for task in published:
+            kinds[task] |= PUBLISHED
+        return kinds
 
     def in_order(self, now: int, ps: Sequence[int], latest: int) -> int:
         """Work the whole graph out in the order of its tasks, if that is the order in which they are ready.
@@ -126,11 +148,15 @@ def program(template: Template, lanes: Mapping[str, Lane]) -> Program:
             kinds[task] |= QUEUED
     return Program(
         template,
+        template.successors,
+        template.lag_ps,
         tuple(None if name is None else lanes[name] for name in template.servers),
+        tuple(task for task, preds in enumerate(template.n_preds) if not preds),
         picker(template.slot_index),
         bytes(kinds),
         sum(bool(kind & GATE) for kind in kinds),
         sum(bool(kind & LAST) for kind in kinds),
+        _barriers(template, kinds, lanes),
         _sums(template, lanes),
         tuple({s: None for name, s in zip(template.servers, template.slot_index, strict=True) if name is None and s}),
         not any(template.background) and not any(template.classes) and any(template.servers),
@@ -144,6 +170,16 @@ def picker(places: Sequence[int]) -> Picker:
     if len(places) == 1:
         return lambda items: (items[places[0]],)
     return itemgetter(*places)
+
+
+def _barriers(template: Template, kinds: Sequence[int], lanes: Mapping[str, Lane]) -> dict[int, Barrier]:
+    barriers: dict[int, Barrier] = {}
+    for tasks in template.successors:
+        names = [name for task in tasks if (name := template.servers[task]) is not None]
+        plain = len(names) == len(tasks) > 1 and not any(template.lag_ps[task] or kinds[task] for task in tasks)
+        if plain and len({template.successors[task] for task in tasks}) == 1:
+            barriers[id(tasks)] = ([lanes[name] for name in names], picker(tasks))
+    return barriers
 
 
 def _sums(template: Template, lanes: Mapping[str, Lane]) -> list[tuple[list[Lane], Picker]]:
