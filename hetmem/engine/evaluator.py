@@ -19,10 +19,13 @@ from attrs import define, field
 
 from hetmem.engine.executor import TASKS_PER_STEP, OnTask, waiting_lines
 from hetmem.engine.graph import Cost, Handle, TaskGraph, Template
-from hetmem.engine.program import GATE, LAST, PUBLISHED, QUEUED, TOLD, Barrier, Program, program
+from hetmem.engine.program import GATE, LAST, PUBLISHED, QUEUED, TOLD, WATCHED, Barrier, Program, program
 from hetmem.errors import ConfigError, ConservationError, DeadlockError
-from hetmem.hardware.clock import ARBITRATION, COMPLETION, Clock
+from hetmem.hardware.clock import ARBITRATION, COMPLETION, NEVER, Clock
 from hetmem.hardware.lane import Lane
+
+_AFTER_ALL = NEVER - 1  # the tick of wakes that wait until nothing else can happen
+
 
 @define(slots=True, eq=False)
 class _Submission:
@@ -68,6 +71,7 @@ class Evaluator:
         self._heap: list[tuple[int, int, Any, Sequence[int]]] = []
         self._unstarted: list[_Submission] = []
         self._timers: set[tuple[int, int]] = set()
+        self._resting: set[int] = set()  # lanes with a wake after all else
         self._horizon = 0  # the last end that is known
         self._gates_until = 0  # the last tick at which a gate opens
         self._rows: list[tuple[Any, ...]] = []
@@ -244,7 +248,9 @@ class Evaluator:
                 until = max(limit, decided)
         if self._tracing:
             self._report(env.now)
-        if heap:
+        if heap and heap[0][0] == _AFTER_ALL:
+            self._call(limit, ARBITRATION)  # to go on if that event brings nothing
+        elif heap:
             tick, key = heap[0][:2]
             self._call(max(tick, env.now), COMPLETION if key < 0 else ARBITRATION)
         elif self._horizon > (env.now if self._tracing else max(env.now, self._gates_until)):
@@ -293,11 +299,18 @@ class Evaluator:
     def _queue_up(self, sub: _Submission, task: int, tick: int) -> bool:
         """Put a task of another class, ready at ``tick``, in the queue of its lane."""
         template, lane = sub.graph.template, sub.lanes[task]
-        lane.queue_up([template.classes[task], tick, sub.key + task, sub.ps[task], template.chunk_ps[task], sub, task, -1])
+        cls, chunk = template.classes[task], template.chunk_ps[task]
+        lane.queue_up([cls, tick, sub.key + task, sub.ps[task], chunk, sub, task, -1])
+        lane.watched += self._matters(sub, task)
         self._watch(lane)
         return True
 
+    def _matters(self, sub: _Submission, task: int) -> bool:
+        """Return whether the end of a queued task must be known when it comes."""
+        return self._tracing or bool(sub.kinds[task] & WATCHED)
+
     def _queued_ended(self, sub: _Submission, task: int, start: int, end: int) -> None:
+        sub.lanes[task].watched -= self._matters(sub, task)
         if self._tracing:
             self._note(sub, task, start, end)
         self._done(sub, task, end)
@@ -308,14 +321,24 @@ class Evaluator:
         heappush(self._rows, (end, sub.key + task, sub.rank, *row))
 
     def _watch(self, lane: Lane) -> None:
-        """See to it that a wake comes no later than the next end of the lane's queue."""
-        if lane.queue:
-            tick = lane.earliest_end()
-            if lane.wake_ps < 0 or tick < lane.wake_ps:
-                lane.wake_ps = tick
+        """See to it that a wake comes no later than the next end of the lane's queue, if that end matters.
+
+        Where it does not, the queue is advanced when somebody comes or asks, or when all else is done.
+        """
+        if not lane.queue:
+            return
+        tick = lane.earliest_end() if lane.watched else _AFTER_ALL
+        if lane.wake_ps < 0 or tick < lane.wake_ps:
+            lane.wake_ps = tick
+            if tick < _AFTER_ALL:
+                heappush(self._heap, (tick, lane.number - len(self.servers), lane, ()))
+            elif lane.number not in self._resting:
+                self._resting.add(lane.number)
                 heappush(self._heap, (tick, lane.number - len(self.servers), lane, ()))
 
     def _wake(self, lane: Lane, tick: int) -> bool:
+        if tick == _AFTER_ALL:
+            self._resting.discard(lane.number)
         if tick != lane.wake_ps:
             return False  # another wake has come before it
         lane.wake_ps = -1
@@ -345,8 +368,7 @@ class Evaluator:
         while True:
             if lag_ps[task]:
                 tick += lag_ps[task]
-            together: list[int] = []
-            followers = successors[task]
+            followers, together = successors[task], []
             for follower in followers:
                 if tick > ready[follower]:
                     ready[follower] = tick

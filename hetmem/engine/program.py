@@ -12,8 +12,8 @@ from hetmem.errors import ConfigError
 from hetmem.hardware.lane import Lane
 
 #: What kind of task one is, as bits: the gate or the end of the graph waits for it itself (not for one that follows
-#: it), it is of a class other than 0, or it publishes a handle.
-GATE, LAST, QUEUED, PUBLISHED = 1, 2, 4, 8
+#: it), it is of a class other than 0, it publishes a handle, or its end matters to a server or a gate.
+GATE, LAST, QUEUED, PUBLISHED, WATCHED = 1, 2, 4, 8, 16
 TOLD = GATE | LAST | PUBLISHED
 
 #: Submissions of a template before it is compiled: about as long as compiling takes, the other way takes for these.
@@ -40,7 +40,7 @@ class Program:
     expand : callable
         Spreads a sequence by slot over the tasks.
     kinds : bytes
-        By task: bits of :data:`GATE`, :data:`LAST` and :data:`QUEUED`.
+        By task: bits of :data:`GATE`, :data:`LAST` and :data:`QUEUED`; with the last, of :data:`WATCHED`.
     gates, lasts : int
         Tasks of the first two kinds.
     barriers : dict of int to (lanes, picker)
@@ -77,10 +77,10 @@ class Program:
     )
 
     def kinds_of(self, published: Collection[int]) -> bytes | bytearray:
-        """Return :attr:`kinds`, those of the ``published`` tasks marked."""
+        """Return :attr:`kinds`, those of the ``published`` tasks marked, and whatever may lead to them watched."""
         if not published:
             return self.kinds
-        kinds = bytearray(self.kinds)
+        kinds = bytearray(kind | WATCHED if kind & QUEUED else kind for kind in self.kinds)
         for task in published:
             kinds[task] |= PUBLISHED
         return kinds
@@ -137,15 +137,7 @@ def program(template: Template, lanes: Mapping[str, Lane]) -> Program:
     for name in template.servers:
         if name is not None and name not in lanes:
             raise ConfigError("graph", f"the machine has no server {name!r}; it has {', '.join(lanes)}")
-    kinds = bytearray(len(template))
-    for task, successors in enumerate(template.successors):
-        background = template.background
-        if not background[task] and all(background[successor] for successor in successors):
-            kinds[task] |= GATE
-        if not successors:
-            kinds[task] |= LAST
-        if template.classes[task]:
-            kinds[task] |= QUEUED
+    kinds = _kinds(template)
     return Program(
         template,
         template.successors,
@@ -153,7 +145,7 @@ def program(template: Template, lanes: Mapping[str, Lane]) -> Program:
         tuple(None if name is None else lanes[name] for name in template.servers),
         tuple(task for task, preds in enumerate(template.n_preds) if not preds),
         picker(template.slot_index),
-        bytes(kinds),
+        kinds,
         sum(bool(kind & GATE) for kind in kinds),
         sum(bool(kind & LAST) for kind in kinds),
         _barriers(template, kinds, lanes),
@@ -170,6 +162,23 @@ def picker(places: Sequence[int]) -> Picker:
     if len(places) == 1:
         return lambda items: (items[places[0]],)
     return itemgetter(*places)
+
+
+def _kinds(template: Template) -> bytes:
+    kinds, background = bytearray(len(template)), template.background
+    matters = bytearray(len(template))  # whether the end of a task matters to a server or a gate
+    for task in reversed(range(len(template))):
+        successors = template.successors[task]
+        matters[task] = not background[task] or any(
+            matters[successor] or template.servers[successor] is not None for successor in successors
+        )
+        if not background[task] and all(background[successor] for successor in successors):
+            kinds[task] |= GATE
+        if not successors:
+            kinds[task] |= LAST
+        if template.classes[task] and template.servers[task] is not None:
+            kinds[task] |= QUEUED | (WATCHED if matters[task] else 0)
+    return bytes(kinds)
 
 
 def _barriers(template: Template, kinds: Sequence[int], lanes: Mapping[str, Lane]) -> dict[int, Barrier]:

@@ -37,16 +37,18 @@ class Lane:
     asked_ps : int
         Ticks of service of all work that was handed in.
     wake_ps : int
-        The tick at which :class:`hetmem.engine.evaluator.Evaluator` looks at the queue again; -1 for none.
+        The tick at which the evaluator looks at the queue again; -1 for none.
+    watched : int
+        Queued work of which the evaluator wants to know the end when it comes.
     """
 
     __slots__ = ("_starts", "asked_ps", "bytes", "ended", "energy_fj", "free_ps", "jobs", "name", "number", "queue",
-                 "served_ps", "wait_ps", "wake_ps")  # fmt: skip
+                 "served_ps", "wait_ps", "wake_ps", "watched")  # fmt: skip
 
     def __init__(self, name: str, number: int) -> None:
         self.name, self.number = name, number
         self.free_ps = self.served_ps = self.asked_ps = self.wait_ps = 0
-        self.jobs = self.bytes = self.energy_fj = 0
+        self.jobs = self.bytes = self.energy_fj = self.watched = 0
         self.wake_ps = -1
         #: Work of other classes, as [class, ready tick, key, ticks left, chunk, owner, index, first start or -1].
         self.queue: list[list[Any]] = []
