@@ -34,8 +34,6 @@ def structure(cls: type[T], entry: Entry) -> T:
     except cattrs.ClassValidationError as group:
         known = tuple(a.name for a in attrs.fields(cls) if a.name != "name")  # type: ignore[arg-type]
         errors = tuple(_flatten(group, where, known))
-    except (TypeError, ValueError) as error:
-        errors = (ConfigError(where, str(error)),)
     raise errors[0] if len(errors) == 1 else ConfigErrors(errors)
 
 

@@ -88,13 +88,13 @@ def account(
         parts[part] += fj
 
     for unit, busy_ps, dynamic_fj in units:
+        add(unit.component, "dynamic", dynamic_fj)
         if unit.idle_w is None or unit.active_w is None:
-            missing.append(unit.component)
+            missing.append(f"{unit.component} (idle)")
             continue
         idle, active = power_fj_per_ps(unit.idle_w), power_fj_per_ps(unit.active_w)
         add(unit.component, "idle", idle * elapsed_ps)
         add(unit.component, "active", (active - idle) * busy_ps)
-        add(unit.component, "dynamic", dynamic_fj)
     for component, idle_w in memories:
         if idle_w is None:
             missing.append(component)

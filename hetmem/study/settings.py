@@ -32,6 +32,16 @@ def with_settings(tree: Any, settings: Mapping[str, Any]) -> Any:
     return tree
 
 
+def has_path(tree: Any, path: str) -> bool:
+    """Return whether ``path`` names a field of ``tree`` that can be set."""
+    node = tree
+    for name in path.split("."):
+        if not attrs.has(type(node)) or name not in {field.name for field in attrs.fields(type(node))}:
+            return False
+        node = getattr(node, name)
+    return not attrs.has(type(node))
+
+
 def _replaced(node: Any, parts: list[str], value: Any, path: str) -> Any:
     fields = {field.name: field for field in attrs.fields(type(node)) if field.name not in ("name", "id")}
     name = parts[0]

@@ -11,32 +11,21 @@ accesses to the DIMMs.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from attrs import frozen
-
 from hetmem.engine.graph import Cost, GraphBuilder, Template
 from hetmem.engine.step import Plan, StepView
-from hetmem.errors import ConfigError
+from hetmem.errors import UnsupportedError
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine
 from hetmem.model import Kernel, StepShape, layer_kernels
 from hetmem.system.base import Setup, System
 from hetmem.system.ops import ATTENTION, GpuOps, Op
 from hetmem.system.parts import dimm_memories, dimm_units, gpu_memories, gpu_units, host_units, link_units
+from hetmem.system.residency import FULLY_CONNECTED, LayerKind, fill, kinds
 from hetmem.system.stream import Path, Stage, stream
 from hetmem.units import to_ps
 
-FULLY_CONNECTED = ("qkv", "proj", "router", "up", "down")
 PREFETCH = 1
 GPU_KERNELS = ("attn_norm", "mlp_norm")
-
-
-@frozen
-class LayerKind:
-    """Layers with the same kernels resident on the GPU: the first of them, and how many."""
-
-    label: str
-    count: int
-    resident: frozenset[str]
 
 
 class NdpDimm(System):
@@ -50,45 +39,27 @@ class NdpDimm(System):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         if self.config.gpus != 1:
-            raise ConfigError("gpus", f"{self.name} runs on one GPU, not {self.config.gpus}")
+            raise UnsupportedError(self.name, f"runs on one GPU, not {self.config.gpus}")
         if self.config.dimm is None:
-            raise ConfigError("machine.dimm", f"{self.name} needs NDP-DIMMs")
+            raise UnsupportedError(self.name, "needs NDP-DIMMs, and the machine has none")
         self.pool = self.config.dimm
         self.ops = GpuOps(self.model, self.precision, self.config.gpu)
         outer = self.model.outer_bytes(self.precision)
         self.head_bytes = outer["head"] or outer["embedding"]
         self.group_bytes = self.model.layer_bytes(self.precision)
         self.layer_bytes = sum(self.group_bytes.values())
-        self.on_gpu = self._fill_gpu()
+        self.on_gpu = fill(self.model.n_layers, self.group_bytes, self._room())
         self.gpu_bytes = self.head_bytes + sum(self.group_bytes[g] for layer in self.on_gpu for g in layer)
-        self.kinds = self._kinds()
+        self.kinds = kinds(self.on_gpu, setup.unroll_layers)
 
     def _buffers(self) -> int:
         return (PREFETCH + 1) * self.layer_bytes
 
-    def _fill_gpu(self) -> list[frozenset[str]]:
-        """Return the kernels of each layer that stay on the GPU: in layer order, while they fit."""
+    def _room(self) -> int:
+        """Return the GPU memory that resident kernels may take."""
         limit = self.config.gpu_weight_bytes
         usable = self.config.gpu_usable_bytes
-        room = (usable - self._buffers() if limit is None else min(usable, int(limit))) - self.head_bytes
-        layers = []
-        for _ in range(self.model.n_layers):
-            held = []
-            for group in FULLY_CONNECTED:
-                if 0 < self.group_bytes[group] <= room:
-                    held.append(group)
-                    room -= self.group_bytes[group]
-            layers.append(frozenset(held))
-        return layers
-
-    def _kinds(self) -> list[LayerKind]:
-        kinds: list[LayerKind] = []
-        for layer, resident in enumerate(self.on_gpu):
-            if kinds and kinds[-1].resident == resident and not self.setup.unroll_layers:
-                kinds[-1] = LayerKind(kinds[-1].label, kinds[-1].count + 1, resident)
-            else:
-                kinds.append(LayerKind(f"l{layer}", 1, resident))
-        return kinds
+        return (usable - self._buffers() if limit is None else min(usable, int(limit))) - self.head_bytes
 
     def machine(self) -> Machine:
         config = self.config

@@ -6,7 +6,7 @@ read, which is neglected.
 
 from hetmem.engine.graph import Cost
 from hetmem.engine.step import StepView
-from hetmem.errors import CapacityError, ConfigError
+from hetmem.errors import CapacityError, UnsupportedError
 from hetmem.hardware.config import HostMemory
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.link import LinkPath
@@ -27,9 +27,9 @@ class OffloadSystem(System):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         if self.config.gpus != 1:
-            raise ConfigError("gpus", f"{self.name} runs on one GPU, not {self.config.gpus}")
+            raise UnsupportedError(self.name, f"runs on one GPU, not {self.config.gpus}")
         if self.config.host is None:
-            raise ConfigError("machine.host", f"{self.name} needs host DRAM")
+            raise UnsupportedError(self.name, "needs host DRAM, and the machine has none")
         self.host: HostMemory = self.config.host
         self.ops = GpuOps(self.model, self.precision, self.config.gpu)
         outer = self.model.outer_bytes(self.precision)
