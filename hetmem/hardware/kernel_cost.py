@@ -6,9 +6,9 @@ Weights are multiplied by the matrix units with the tile law of :mod:`hetmem.har
 a product of one vector per head with its KV, on the vector units or on the matrix units.
 Mapping policies estimate with it (:func:`mapping_view`), and an event-driven run in which nothing contends
 must give the same times.
-Modelled: bytes over bandwidth, the tile law, re-reading of KV by query heads, rounding to pages and page
-walks where a :class:`~hetmem.hardware.paging.Translation` is given. Ignored: activations (about 1 MB per
-sub-layer), access latency, links, migration, prefill.
+Modelled: bytes over bandwidth, the tile law, re-reading of KV by query heads, passes of weights past a full
+scratchpad, rounding to pages and page walks where a :class:`~hetmem.hardware.paging.Translation` is given.
+Ignored: activations (about 1 MB per sub-layer), access latency, links, migration, prefill.
 From: the mechanism of H2M2, arXiv 2504.14893; the formula is ours. Error: see
 ``tests/paper/test_h2m2_closed_form.py``.
 """
@@ -20,10 +20,12 @@ import numpy.typing as npt
 from attrs import evolve, field, frozen
 
 from hetmem.catalog import Entry
+from hetmem.catalog.structure import structure
 from hetmem.errors import CapacityError, ConfigError
+from hetmem.hardware.dram import memory
 from hetmem.hardware.paging import Translation
 from hetmem.hardware.systolic import Chip
-from hetmem.hardware.values import exactly, not_negative, positive, whole
+from hetmem.hardware.values import fraction, not_negative, positive, whole
 from hetmem.policy.kernel_mapping import SUBLAYERS, Mapping, MappingView, SplitTable, Tier
 
 Seconds = npt.NDArray[np.float64]
@@ -32,28 +34,65 @@ Parts = npt.NDArray[np.int64]
 
 @frozen
 class SideMemory:
-    """The memory of one side, as the catalogue has it."""
+    """The memory of one side.
+
+    Attributes
+    ----------
+    capacity_bytes, bandwidth_bytes_per_s
+        Size, and peak rate.
+    latency_s
+        Seconds until the first byte of a kernel's stream.
+    efficiency
+        Fraction of the peak that a stream sustains.
+    pj_per_bit
+        Energy of a bit moved; None where no figure is known.
+    """
 
     name: str
     capacity_bytes: int = field(validator=whole)
     bandwidth_bytes_per_s: float = field(validator=positive)
     latency_s: float = field(validator=not_negative)
+    efficiency: float = field(default=1.0, validator=[positive, fraction])
+    pj_per_bit: float | None = None
 
     @classmethod
-    def from_entry(cls, entry: Entry) -> "SideMemory":
-        """Return the memory of a catalogue entry, such as ``catalog.entry("h2m2", "hbm3")``.
+    def from_entry(cls, entry: Entry, sustained: bool = False) -> "SideMemory":
+        """Return the memory of a catalogue entry, such as ``catalog.entry("sides", "hbm3")``.
+
+        With ``sustained`` a stream gets what the entry's DRAM device sustains, not the peak.
 
         Raises
         ------
         ConfigError
             When a key is missing or unknown, or a value is out of range.
         """
-        return exactly(cls, entry)
+        flat = structure(_SideTable, entry)
+        device = memory(flat.device)
+        joules = device.energy_j(1.0)
+        return cls(
+            flat.name, flat.capacity_bytes, flat.bandwidth_bytes_per_s, flat.latency_s,
+            efficiency=device.efficiency() if sustained else 1.0,
+            pj_per_bit=None if joules is None else joules * 1e12 / 8,
+        )  # fmt: skip
+
+    @property
+    def rate_bytes_per_s(self) -> float:
+        """Return the bytes per second that a stream achieves."""
+        return self.bandwidth_bytes_per_s * self.efficiency
 
     @property
     def tier(self) -> Tier:
         """Return the memory as a policy sees it."""
         return Tier(self.name, self.capacity_bytes)
+
+
+@frozen
+class _SideTable:
+    name: str
+    capacity_bytes: int
+    bandwidth_bytes_per_s: float
+    latency_s: float
+    device: str
 
 
 @frozen
@@ -88,8 +127,10 @@ class DecodeWork:
         Requests, each with one new token.
     context_tokens
         Tokens in the KV cache, summed over the requests.
-    weight_bytes, kv_bytes
-        Bytes per element.
+    weight_bits, kv_bits
+        Bits per element.
+    qkv_row_bytes, fc_row_bytes
+        Bytes of the widest input row of the two, which decides how often weights pass the scratchpad.
     gqa_reuse
         Whether a key/value head is read once for all its query heads; otherwise once for each of them.
     attention_unit
@@ -104,8 +145,10 @@ class DecodeWork:
     fc_weights: int = field(validator=whole)
     batch: int = field(validator=whole)
     context_tokens: int = field(validator=not_negative)
-    weight_bytes: int = field(default=1, validator=whole)
-    kv_bytes: int = field(default=1, validator=whole)
+    weight_bits: int = field(default=8, validator=whole)
+    kv_bits: int = field(default=8, validator=whole)
+    qkv_row_bytes: int = field(default=1, validator=whole)
+    fc_row_bytes: int = field(default=1, validator=whole)
     gqa_reuse: bool = False
     attention_unit: str = field(default="vector", validator=_check_unit)
 
@@ -133,13 +176,19 @@ class DecodeWork:
             return 2 * self.kv_heads * self.head_dim * self.context_tokens
         return self.qkv_weights if sublayer == "qkv" else self.fc_weights
 
-    def element_bytes(self, sublayer: str) -> int:
-        """Return the bytes of one element of ``sublayer``."""
-        return self.kv_bytes if sublayer == "attention" else self.weight_bytes
+    def stored_bytes(self, sublayer: str, elements: Parts) -> Parts:
+        """Return the whole bytes that ``elements`` weights or KV elements of ``sublayer`` take."""
+        bits = self.kv_bits if sublayer == "attention" else self.weight_bits
+        return np.asarray(-(-elements * bits // 8))
 
     def layer_bytes(self, sublayer: str) -> int:
         """Return the bytes that one layer of ``sublayer`` holds."""
-        return self.layer_elements(sublayer) * self.element_bytes(sublayer)
+        return int(self.stored_bytes(sublayer, np.array(self.layer_elements(sublayer))))
+
+    def passes(self, sublayer: str, chip: Chip) -> int:
+        """Return how often the weights of ``sublayer`` stream past the rows in the scratchpad."""
+        row_bytes = self.qkv_row_bytes if sublayer == "qkv" else self.fc_row_bytes
+        return chip.scratchpad.passes(self.batch, row_bytes)
 
     @property
     def footprint_bytes(self) -> int:
@@ -153,34 +202,41 @@ class DecodeWork:
         return self.layers * (weights + self.layer_bytes("attention") * self.kv_reads)
 
 
-def _half_elements(work: DecodeWork, sublayer: str, fast_parts: Parts) -> tuple[Parts, Parts]:
-    # Of a layer that does not divide evenly the slow side holds the rest, so that nothing is lost.
-    fast = work.layer_elements(sublayer) * fast_parts // work.parts(sublayer)
+def half_elements(work: DecodeWork, sublayer: str, fast_parts: npt.ArrayLike) -> tuple[Parts, Parts]:
+    """Return the elements of one layer of ``sublayer`` on the fast and on the slow side.
+
+    Of a layer that does not divide evenly the slow side holds the rest, so that nothing is lost.
+    """
+    fast = work.layer_elements(sublayer) * np.asarray(fast_parts, dtype=np.int64) // work.parts(sublayer)
     return fast, work.layer_elements(sublayer) - fast
 
 
-def _memory_s(work: DecodeWork, sublayer: str, elements: Parts, bandwidth_bytes_per_s: float) -> Seconds:
-    reads = work.kv_reads if sublayer == "attention" else 1
-    read_bytes = work.layers * elements * work.element_bytes(sublayer) * reads
-    return np.asarray(read_bytes / bandwidth_bytes_per_s)
+def layer_read_bytes(work: DecodeWork, sublayer: str, elements: Parts, side: Side) -> Parts:
+    """Return the bytes that one layer reads for ``elements`` weights or KV elements, re-reads included."""
+    times = work.kv_reads if sublayer == "attention" else work.passes(sublayer, side.chip)
+    return work.stored_bytes(sublayer, elements) * times
 
 
-def _compute_s(work: DecodeWork, sublayer: str, elements: Parts, side: Side) -> Seconds:
-    total = work.layers * elements / side.chips
-    matrix = side.chip.matrix
+def layer_compute_s(work: DecodeWork, sublayer: str, elements: Parts, side: Side, rows: float = 1.0) -> Seconds:
+    """Return the seconds that one layer computes on ``elements`` weights or KV elements.
+
+    ``rows`` is the new tokens that each key of attention meets on average: one in decode.
+    """
+    matrix, share = side.chip.matrix, elements / side.chips
     if sublayer != "attention":
-        return np.asarray(total * matrix.seconds(1 / matrix.tile_weights, work.batch))
+        passes = work.passes(sublayer, side.chip)
+        return np.asarray(share * matrix.seconds(1 / matrix.tile_weights, work.batch, passes))
     if work.attention_unit == "vector":
-        return np.asarray(total * side.chip.vector.seconds(work.group))
+        return np.asarray(share * side.chip.vector.seconds(work.group * rows))
     # KV stays in the array, the query heads that share a read stream through it.
-    rows = work.group // work.kv_reads
-    return np.asarray(total * matrix.seconds(work.kv_reads / matrix.tile_weights, rows))
+    streamed = rows * work.group / work.kv_reads
+    return np.asarray(share * matrix.seconds(work.kv_reads / matrix.tile_weights, streamed))
 
 
 def half_kernel_s(work: DecodeWork, sublayer: str, elements: Parts, side: Side) -> Seconds:
     """Return the seconds that ``elements`` weights or KV elements per layer take on ``side``, all layers."""
-    memory_s = _memory_s(work, sublayer, elements, side.memory.bandwidth_bytes_per_s)
-    return np.maximum(memory_s, _compute_s(work, sublayer, elements, side))
+    memory_s = layer_read_bytes(work, sublayer, elements, side) / side.memory.rate_bytes_per_s
+    return work.layers * np.maximum(memory_s, layer_compute_s(work, sublayer, elements, side))
 
 
 def mapping_view(work: DecodeWork, fast: Side, slow: Side, paging: Translation | None = None) -> MappingView:
@@ -190,13 +246,13 @@ def mapping_view(work: DecodeWork, fast: Side, slow: Side, paging: Translation |
     """
 
     def occupied(sublayer: str, elements: Parts) -> Parts:
-        held = elements * work.element_bytes(sublayer)
+        held = work.stored_bytes(sublayer, elements)
         if paging is not None:
             held = paging.pages(held) * paging.page_bytes
         return work.layers * held
 
     def table(sublayer: str) -> SplitTable:
-        on_fast, on_slow = _half_elements(work, sublayer, np.arange(work.parts(sublayer) + 1))
+        on_fast, on_slow = half_elements(work, sublayer, np.arange(work.parts(sublayer) + 1))
         return SplitTable(
             fast_s=half_kernel_s(work, sublayer, on_fast, fast),
             slow_s=half_kernel_s(work, sublayer, on_slow, slow),
@@ -211,14 +267,13 @@ def tensor_bytes(work: DecodeWork, mapping: Mapping) -> dict[str, tuple[int, int
     """Return for each sub-layer the bytes of its tensor in one layer on the fast and on the slow side."""
     sizes = {}
     for name in SUBLAYERS:
-        fast, slow = _half_elements(work, name, np.array(getattr(mapping, name)))
-        size = work.element_bytes(name)
-        sizes[name] = (int(fast) * size, int(slow) * size)
+        fast, slow = half_elements(work, name, getattr(mapping, name))
+        sizes[name] = (int(work.stored_bytes(name, fast)), int(work.stored_bytes(name, slow)))
     return sizes
 
 
 def read_bytes(work: DecodeWork, mapping: Mapping) -> tuple[int, int]:
-    """Return the bytes that an iteration reads from the fast and from the slow memory, re-reads included."""
+    """Return the bytes that an iteration reads from the fast and from the slow memory, re-reads of KV included."""
     sizes = tensor_bytes(work, mapping)
     reads = {"attention": work.kv_reads, "qkv": 1, "fc": 1}
     fast, slow = (work.layers * sum(sizes[name][side] * reads[name] for name in SUBLAYERS) for side in (0, 1))
@@ -235,9 +290,7 @@ def migrated_bytes(work: DecodeWork, before: Mapping, after: Mapping) -> tuple[i
     return sum(c for c in changes if c > 0), sum(-c for c in changes if c < 0)
 
 
-def iteration_s(
-    work: DecodeWork, fast: Side, slow: Side, mapping: Mapping, paging: Translation | None = None
-) -> float:
+def iteration_s(work: DecodeWork, fast: Side, slow: Side, mapping: Mapping, paging: Translation | None = None) -> float:
     """Return the seconds of one decode iteration under ``mapping``.
 
     With ``paging``, page walks add to the time of each memory. Query heads that re-read KV do so one after
@@ -252,12 +305,13 @@ def iteration_s(
     for name in SUBLAYERS:
         halves = []
         for index, side in enumerate((fast, slow)):
-            elements = np.array(sizes[name][index] // work.element_bytes(name))
-            memory_s = float(_memory_s(work, name, elements, side.memory.bandwidth_bytes_per_s))
+            elements = half_elements(work, name, getattr(mapping, name))[index]
+            read = work.layers * int(layer_read_bytes(work, name, elements, side))
+            memory_s = read / side.memory.rate_bytes_per_s
             if paging is not None:
                 cycle = sum(counts[index] for counts in pages.values())
                 memory_s += paging.walk_s(paging.misses(pages[name][index], cycle))
-            halves.append(max(memory_s, float(_compute_s(work, name, elements, side))))
+            halves.append(max(memory_s, work.layers * float(layer_compute_s(work, name, elements, side))))
         total_s += max(halves)
     return total_s
 
@@ -302,5 +356,5 @@ def hierarchical_s(work: DecodeWork, upper: Side, lower: SideMemory, overlap: fl
         raise ConfigError("overlap", f"expected a fraction from 0 to 1, not {overlap!r}")
     _check_holds(work, evolve(lower, capacity_bytes=lower.capacity_bytes + upper.memory.capacity_bytes))
     compute_s = _bandwidth_bound_s(work, upper)
-    fetch_s = max(0, work.footprint_bytes - upper.memory.capacity_bytes) / lower.bandwidth_bytes_per_s
+    fetch_s = max(0, work.footprint_bytes - upper.memory.capacity_bytes) / lower.rate_bytes_per_s
     return compute_s + fetch_s - overlap * min(compute_s, fetch_s)

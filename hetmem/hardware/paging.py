@@ -16,8 +16,9 @@ import numpy.typing as npt
 from attrs import define, field, frozen
 
 from hetmem.catalog import Entry
+from hetmem.catalog.structure import structure
 from hetmem.errors import CapacityError, ConfigError
-from hetmem.hardware.values import exactly, not_negative, positive, whole
+from hetmem.hardware.values import not_negative, positive, whole
 
 
 @frozen
@@ -49,6 +50,7 @@ class Translation:
     miss_s: float = field(validator=positive)
     walkers: int = field(validator=whole)
     update_s: float = field(validator=not_negative)
+    name: str = field(default="paging", kw_only=True)
 
     @classmethod
     def from_entry(cls, entry: Entry) -> "Translation":
@@ -59,7 +61,7 @@ class Translation:
         ConfigError
             When a key is missing or unknown, or a value is out of range.
         """
-        return exactly(cls, entry)
+        return structure(cls, entry)
 
     @property
     def reach_bytes(self) -> int:

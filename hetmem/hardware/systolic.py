@@ -16,8 +16,9 @@ one constant derived from the published GPT3-175B averages. Error: within 3 % of
 from attrs import field, frozen
 
 from hetmem.catalog import Entry
+from hetmem.catalog.structure import structure
 from hetmem.errors import ConfigError
-from hetmem.hardware.values import exactly, not_negative, positive, whole
+from hetmem.hardware.values import not_negative, positive, whole
 
 
 @frozen
@@ -128,7 +129,7 @@ class Chip:
         ConfigError
             When a key is missing or unknown, or a value is out of range.
         """
-        flat = exactly(_ChipTable, entry)
+        flat = structure(_ChipTable, entry)
         cores, clock_hz = flat.cores, flat.clock_hz
         rows, columns, overhead = flat.array_rows, flat.array_columns, flat.tile_overhead_cycles
         return cls(
@@ -140,6 +141,7 @@ class Chip:
 
 @frozen
 class _ChipTable:
+    name: str
     cores: int = field(validator=whole)
     clock_hz: float = field(validator=positive)
     array_rows: int = field(validator=whole)

@@ -1,13 +1,8 @@
-"""Checked values of hardware parts: attrs validators, and building a part from a catalogue entry."""
+"""Validators of hardware values; each refuses by naming the field and what was expected."""
 
-from typing import Any, TypeVar
+from typing import Any
 
-from attrs import fields
-
-from hetmem.catalog import Entry
-from hetmem.errors import ConfigError, suggestion
-
-T = TypeVar("T")
+from hetmem.errors import ConfigError
 
 
 def positive(instance: Any, attribute: Any, value: Any) -> None:
@@ -28,28 +23,7 @@ def whole(instance: Any, attribute: Any, value: Any) -> None:
         raise ConfigError(attribute.name, f"expected a whole number of at least 1, not {value!r}")
 
 
-def exactly(cls: type[T], entry: Entry) -> T:
-    """Return the attrs class ``cls`` built from a catalogue entry, whose keys must be its fields.
-
-    A field ``name`` is the id of the entry.
-
-    Raises
-    ------
-    ConfigError
-        When a key is unknown or missing, or a validator refuses a value; the path names entry and key.
-    """
-    names = [attribute.name for attribute in fields(cls)]  # type: ignore[arg-type]
-    where, values = f"{entry.kind}.{entry.id}", entry.values()
-    known = tuple(name for name in names if name != "name")
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"{where}.{key}", f"unknown key{suggestion(key, known)}")
-    if "name" in names:
-        values["name"] = entry.id
-    for name in names:
-        if name not in values:
-            raise ConfigError(f"{where}.{name}", "is missing")
-    try:
-        return cls(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{where}.{error.path}", error.problem) from None
+def fraction(instance: Any, attribute: Any, value: Any) -> None:
+    """Refuse what is not a number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigError(attribute.name, f"expected a fraction from 0 to 1, not {value!r}")

@@ -152,6 +152,10 @@ class KernelMapper(Protocol):
         """Return the mapping for ``view``, or raise :class:`CapacityError` where it finds none."""
         ...
 
+    def candidates(self, view: MappingView) -> int:
+        """Return how many splits or mappings it compares for ``view``, which decides how long it takes."""
+        ...
+
 
 def _check_order(instance: Any, attribute: Any, order: tuple[str, ...]) -> None:
     if sorted(order) != sorted(SUBLAYERS):
@@ -203,6 +207,10 @@ class GreedyMapper:
             slow_free -= int(table.slow_bytes[n])
         return Mapping(**chosen)
 
+    def candidates(self, view: MappingView) -> int:
+        """Return the splits of all sub-layers: each is looked at once."""
+        return sum(view.table(name).parts + 1 for name in self.order)
+
     @staticmethod
     def _overfull(
         view: MappingView, name: str, chosen: dict[str, int], fast_free: int, slow_free: int
@@ -248,3 +256,7 @@ class StaticMapper:
             if asked > tier.capacity_bytes:
                 raise CapacityError(tier.name, asked, tier.capacity_bytes, tier.capacity_bytes, ())
         return mapping
+
+    def candidates(self, view: MappingView) -> int:
+        """Return 0: its fractions were chosen before the run."""
+        return 0

@@ -9,15 +9,17 @@ Of mappings of equal time the first in the order (attention, qkv, fc) wins, so a
 
 from collections.abc import Callable
 from collections.abc import Mapping as Dict
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from attrs import field, frozen
 
-from hetmem.errors import CapacityError, ConfigError
+from hetmem.errors import CapacityError, ConfigError, UnknownNameError
 from hetmem.policy.kernel_mapping import (
     SUBLAYERS,
+    GreedyMapper,
     KernelMapper,
     Mapping,
     MappingView,
@@ -91,6 +93,10 @@ class OracleMapper:
         """Return the mapping of least time; raise :class:`CapacityError` where none fits."""
         return fastest(view, _all_splits(view))
 
+    def candidates(self, view: MappingView) -> int:
+        """Return the number of all mappings."""
+        return prod(view.table(name).parts + 1 for name in SUBLAYERS)
+
 
 def _check_sublayer(instance: Any, attribute: Any, value: str) -> None:
     if value not in SUBLAYERS:
@@ -108,6 +114,11 @@ class MajorMapper:
         most = np.flatnonzero(view.table(self.sublayer).fast_bytes <= view.fast.capacity_bytes)[-1:]
         return fastest(view, {**_all_splits(view), self.sublayer: most})
 
+    def candidates(self, view: MappingView) -> int:
+        """Return the mappings of the two other sub-layers."""
+        others = (name for name in SUBLAYERS if name != self.sublayer)
+        return int(prod(view.table(name).parts + 1 for name in others))
+
 
 @frozen
 class NaiveMapper:
@@ -116,6 +127,10 @@ class NaiveMapper:
     def decide(self, view: MappingView) -> Mapping:
         """Return the mapping; raise :class:`CapacityError` where none of the eight fits."""
         return fastest(view, {name: np.array([0, view.table(name).parts]) for name in SUBLAYERS})
+
+    def candidates(self, view: MappingView) -> int:
+        """Return the eight choices."""
+        return 1 << len(SUBLAYERS)
 
 
 def _static_grid(view: MappingView) -> tuple[list[float], Splits, Splits]:
@@ -172,10 +187,35 @@ def kv_first_static(view: MappingView) -> StaticMapper:
 
 
 STATELESS: Dict[str, Callable[[], KernelMapper]] = {
+    "greedy": GreedyMapper,
     "oracle": OracleMapper,
     "a-major": lambda: MajorMapper("attention"),
     "q-major": lambda: MajorMapper("qkv"),
     "f-major": lambda: MajorMapper("fc"),
     "naive": NaiveMapper,
 }
-"""The searches by the names that reports use."""
+FITTED: Dict[str, Callable[[MappingView], KernelMapper]] = {
+    "static": fastest_static,
+    "static-kv-first": kv_first_static,
+}
+#: Every mapping policy by name, the default first.
+MAPPERS = (*STATELESS, *FITTED)
+
+
+def mapper(name: str, longest: Callable[[], MappingView]) -> KernelMapper:
+    """Return the mapping policy ``name`` of :data:`MAPPERS`.
+
+    ``longest`` gives the view of the longest sequences, by which static fractions are chosen.
+
+    Raises
+    ------
+    UnknownNameError
+        When there is no such policy.
+    CapacityError
+        When no static fractions fit.
+    """
+    if name in STATELESS:
+        return STATELESS[name]()
+    if name in FITTED:
+        return FITTED[name](longest())
+    raise UnknownNameError("mapping policy", name, MAPPERS)

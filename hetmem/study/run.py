@@ -41,6 +41,8 @@ class Run:
         Tokens emitted.
     counters
         Steps, events, preemptions and the KV blocks of the run.
+    noted
+        Tables of the system's own, by name.
     """
 
     scenario: "Scenario"
@@ -54,6 +56,7 @@ class Run:
     output_tokens: int
     counters: Mapping[str, int]
     configuration: Mapping[str, Any] = field(repr=False)
+    noted: Mapping[str, Table] = field(factory=dict, repr=False)
 
     @property
     def elapsed_s(self) -> float:
@@ -116,6 +119,7 @@ class Run:
         tables: dict[str, Any] = {"requests": self.requests, "steps": self.steps, "utilization": self.utilization}
         if self.tasks is not None:
             tables["tasks"] = self.tasks
+        tables |= self.noted
         tables["energy"] = self.energy
         manifest = {
             "configuration": self.configuration,

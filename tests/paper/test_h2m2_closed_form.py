@@ -29,8 +29,8 @@ from hetmem.policy.kernel_mapping import SUBLAYERS, GreedyMapper
 from hetmem.policy.kernel_search import STATELESS, OracleMapper, fastest_static, kv_first_static
 
 CHIP = Chip.from_entry(catalog.entry("h2m2", "chip"))
-HBM = Side(SideMemory.from_entry(catalog.entry("h2m2", "hbm3")), CHIP)
-LPDDR = Side(SideMemory.from_entry(catalog.entry("h2m2", "lpddr5x")), CHIP)
+HBM = Side(SideMemory.from_entry(catalog.entry("sides", "hbm3")), CHIP)
+LPDDR = Side(SideMemory.from_entry(catalog.entry("sides", "lpddr5x")), CHIP)
 PAGING = Translation.from_entry(catalog.entry("h2m2", "paging"))
 BOTH_ON_HBM, BOTH_ON_LPDDR = evolve(HBM, chips=2), evolve(LPDDR, chips=2)
 

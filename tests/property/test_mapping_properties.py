@@ -39,8 +39,8 @@ def works(draw):
         fc_weights=draw(st.integers(10**4, 10**7)),
         batch=draw(st.integers(1, 300)),
         context_tokens=draw(st.integers(0, 10**4)),
-        weight_bytes=draw(st.integers(1, 2)),
-        kv_bytes=draw(st.integers(1, 2)),
+        weight_bits=8 * draw(st.integers(1, 2)),
+        kv_bits=8 * draw(st.integers(1, 2)),
         gqa_reuse=draw(st.booleans()),
         attention_unit=draw(st.sampled_from(("vector", "matrix"))),
     )

@@ -47,7 +47,7 @@ def test_footprint_and_reads():
     assert WORK.footprint_bytes == 2 * (40 + 200 + 200)
     assert WORK.moved_bytes == 2 * (40 + 200 + 2 * 200)
     assert evolve(WORK, gqa_reuse=True).moved_bytes == WORK.footprint_bytes
-    assert evolve(WORK, weight_bytes=2).footprint_bytes == 2 * (80 + 400 + 200)
+    assert evolve(WORK, weight_bits=16).footprint_bytes == 2 * (80 + 400 + 200)
 
 
 def test_half_kernels_take_the_longer_of_memory_and_compute():
@@ -148,8 +148,8 @@ def test_bad_work_names_its_field(change, message):
 
 
 def test_a_memory_of_the_catalogue_carries_its_id():
-    hbm = SideMemory.from_entry(catalog.entry("h2m2", "hbm3"))
+    hbm = SideMemory.from_entry(catalog.entry("sides", "hbm3"))
     assert (hbm.name, hbm.capacity_bytes, hbm.bandwidth_bytes_per_s) == ("hbm3", 96 * 10**9, 3e12)
-    facts = {**catalog.entry("h2m2", "hbm3").facts, "latency": Fact(1.0, "a test", "assumed")}
-    with pytest.raises(ConfigError, match=r"h2m2.hbm3.latency: unknown key; did you mean 'latency_s'\?"):
-        SideMemory.from_entry(Entry("h2m2", "hbm3", facts))
+    facts = {**catalog.entry("sides", "hbm3").facts, "latency": Fact(1.0, "a test", "assumed")}
+    with pytest.raises(ConfigError, match=r"sides.hbm3.latency: unknown key; did you mean 'latency_s'\?"):
+        SideMemory.from_entry(Entry("sides", "hbm3", facts))

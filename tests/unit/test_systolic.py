@@ -68,11 +68,12 @@ def test_decode_batches_of_the_paper_need_one_pass():
     ("change", "message"),
     [
         ({"array_row": 128}, r"h2m2.chip.array_row: unknown key; did you mean 'array_rows'\?"),
-        ({"cores": None}, "h2m2.chip.cores: is missing"),
-        ({"cores": 2.5}, "h2m2.chip.cores: expected a whole number of at least 1, not 2.5"),
-        ({"cores": True}, "h2m2.chip.cores: expected a whole number"),
+        ({"cores": None}, "h2m2.chip.cores: required, but missing"),
+        ({"cores": 2.5}, "h2m2.chip.cores: expected an integer, not 2.5"),
+        ({"cores": 0}, "h2m2.chip.cores: expected a whole number of at least 1, not 0"),
+        ({"cores": True}, "h2m2.chip.cores: expected an integer"),
         ({"clock_hz": 0}, "h2m2.chip.clock_hz: expected a positive number, not 0"),
-        ({"clock_hz": "1 GHz"}, "h2m2.chip.clock_hz: expected a positive number, not '1 GHz'"),
+        ({"clock_hz": "1 GHz"}, "h2m2.chip.clock_hz: expected a finite number, not '1 GHz'"),
         ({"tile_overhead_cycles": -1}, "h2m2.chip.tile_overhead_cycles: expected a number of at least 0"),
     ],
 )
