@@ -53,8 +53,8 @@ class BoardConfig:
     ----------
     fast, slow
         The memories.
-    chip, chips
-        The compute chip, and how many compute on each memory in use.
+    fast_chip, slow_chip, chips
+        The kind of chip that computes on each memory, and how many of it.
     devices
         Fast memories, each with its chips, that share every kernel.
     link
@@ -75,7 +75,8 @@ class BoardConfig:
 
     fast: SideMemory | None = None
     slow: SideMemory | None = None
-    chip: Chip
+    fast_chip: Chip | None = None
+    slow_chip: Chip | None = None
     chips: int = field(validator=ge(1))
     devices: int | None = field(default=None, validator=optional(ge(1)))
     link: Link | None = None
@@ -96,8 +97,8 @@ class BoardConfig:
         ConfigError
             When the board has no such memory.
         """
-        found: SideMemory | None = getattr(self, name)
-        return Side(self.part(name, found), self.chip, self.chips)
+        memory, chip = (self.part(part, getattr(self, part)) for part in (name, f"{name}_chip"))
+        return Side(memory, chip, self.chips)
 
     @staticmethod
     def part(name: str, value: Any) -> Any:
@@ -112,10 +113,12 @@ class _BoardPreset:
     name: str
     fast: str | None = None
     slow: str | None = None
+    chip: str
+    computes: tuple[str, ...]
     chips: int
     devices: int | None = None
     link: str | None = None
-    paged: bool = False
+    paging: str | None = None
     decision_s_per_candidate: float | None = None
     overlap: float | None = None
     gqa_unit: str
@@ -146,14 +149,17 @@ def board(entry: Entry, *, sustained: bool, link_efficiency: bool, gqa_reuse: bo
     def side(name: str | None) -> SideMemory | None:
         return None if name is None else SideMemory.from_entry(catalog.entry("sides", name), sustained)
 
+    def chip(name: str) -> Chip | None:
+        return Chip.from_entry(catalog.entry("chips", parts.chip)) if name in parts.computes else None
+
     wire = None if parts.link is None else link(parts.link)
     if wire is not None and wire.peer is not None and not link_efficiency:
         wire = evolve(wire, peer=evolve(wire.peer, gbs=wire.peak_gbs))
     return BoardConfig(
-        fast=side(parts.fast), slow=side(parts.slow), chip=Chip.from_entry(catalog.entry("h2m2", "chip")),
-        chips=parts.chips, devices=parts.devices, link=wire,
-        paging=Translation.from_entry(catalog.entry("h2m2", "paging")) if parts.paged else None,
-        abstraction=Abstraction() if parts.paged else None,
+        fast=side(parts.fast), slow=side(parts.slow), fast_chip=chip("fast"), slow_chip=chip("slow"), chips=parts.chips,
+        devices=parts.devices, link=wire,
+        paging=None if parts.paging is None else Translation.from_entry(catalog.entry("mmus", parts.paging)),
+        abstraction=None if parts.paging is None else Abstraction(),
         decision_s_per_candidate=parts.decision_s_per_candidate, overlap=parts.overlap, gqa_reuse=gqa_reuse,
         gqa_unit=parts.gqa_unit, decoder_only=decoder_only,
     )  # fmt: skip

@@ -54,7 +54,7 @@ class Translation:
 
     @classmethod
     def from_entry(cls, entry: Entry) -> "Translation":
-        """Return the law of a catalogue entry, such as ``catalog.entry("h2m2", "paging")``.
+        """Return the law of a catalogue entry, such as ``catalog.entry("mmus", "h2m2")``.
 
         Raises
         ------

@@ -122,7 +122,7 @@ class Chip:
 
     @classmethod
     def from_entry(cls, entry: Entry) -> "Chip":
-        """Return the chip of a catalogue entry, such as ``catalog.entry("h2m2", "chip")``.
+        """Return the chip of a catalogue entry, such as ``catalog.entry("chips", "h2m2")``.
 
         Raises
         ------

@@ -66,7 +66,9 @@ class H2m2(SidedSystem):
         self.migrates = costs.paged and costs.migration
         self.unit_bytes: int = 1 if self.paging is None else self.paging.page_bytes
         self.capacity = tuple(side.memory.capacity_bytes // self.unit_bytes for side in self.sides)
-        self.fixed = (0, -(-self.outer_bytes // self.unit_bytes))
+        self.table_bytes = 0 if self.paging is None else self.paging.table_bytes
+        tables, outer = (-(-n // self.unit_bytes) for n in (self.table_bytes, self.outer_bytes))
+        self.fixed = (tables, tables + outer)
         chosen = setup.policies.get("mapping", MAPPERS[0])
         self.mapper = mapper(chosen, self.longest_view) if isinstance(chosen, str) else chosen
         self.pages = self._page_tables()
@@ -86,11 +88,13 @@ class H2m2(SidedSystem):
         bytes_of = [n * self.unit_bytes for n in self.capacity]
         memories = [Memory(n, b, f"{n}-memory", None) for n, b in zip(SIDES, bytes_of, strict=True)]
         # One space of virtual addresses over both sides: what admission counts in.
-        memories.append(Memory(POOL, sum(bytes_of), "slow-memory"))
+        memories.append(Memory(POOL, sum(bytes_of) - sum(self.fixed) * self.unit_bytes, "slow-memory"))
         return Machine(tuple(units), tuple(memories), base_w=self.board.base_w)
 
     def place(self, ledger: Ledger) -> None:
-        ledger.allocate("weights", POOL, self.shape.footprint_bytes + self.outer_bytes)
+        ledger.allocate("weights", POOL, self.shape.footprint_bytes)
+        for side, units in zip(SIDES, self.fixed, strict=True):
+            ledger.allocate("fixed", side, units * self.unit_bytes)
 
     def kv_bytes_per_token(self) -> Mapping[str, int]:
         return {POOL: self.model.kv_bytes_per_token(self.precision)}
@@ -106,6 +110,8 @@ class H2m2(SidedSystem):
                 # Addresses are reserved for the longest contexts that memory can hold at all.
                 most = max(room, 0) // layers if name == "attention" else self.shape.layer_bytes(name)
                 table.reserve(name, layers, most)
+            table.reserve("page-table", 1, self.table_bytes)
+            table.resize("page-table", self.table_bytes)
         tables[1].reserve("outer", 1, self.outer_bytes)
         tables[1].resize("outer", self.outer_bytes)
         return tables
@@ -249,7 +255,7 @@ class H2m2(SidedSystem):
                 slot = f"move.{name}.{SIDES[to]}"
                 costs[f"{slot}@{link}"] = self.over_link(n_bytes)
                 for index, side in enumerate(SIDES):
-                    costs[f"{slot}@{side}.memory"] = self.stream(n_bytes, self.sides[index])
+                    costs[f"{slot}@{side}.memory"] = self.stream(n_bytes, self.sides[index].memory)
         return costs
 
     def _template(self, phases: tuple[Phase, ...], per_layer: bool, moving: bool) -> Template:

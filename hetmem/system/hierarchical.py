@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from hetmem.engine.graph import Cost, GraphBuilder, Template
 from hetmem.engine.step import Plan, StepView
+from hetmem.hardware.kernel_cost import SideMemory
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine, Memory, Unit
 from hetmem.system.base import Setup
@@ -30,14 +31,15 @@ class Hierarchical(SidedSystem):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.upper, self.lower = self.board.side("fast"), self.board.side("slow")
+        self.upper = self.board.side("fast")
+        self.lower: SideMemory = self.board.part("slow", self.board.slow)
         self.overlap: float = self.board.part("overlap", self.board.overlap)
         self.link = self.board.part("link", self.board.link)
 
     def machine(self) -> Machine:
         lower = Unit("slow.memory", "slow-memory", 0.0, 0.0, ("slow", POOL))
         link = Unit(UP, "link", self.link.idle_w, self.link.idle_w, ("fast", "slow"))
-        fast, slow = self.upper.memory.capacity_bytes, self.lower.memory.capacity_bytes
+        fast, slow = self.upper.memory.capacity_bytes, self.lower.capacity_bytes
         memories = (
             Memory("fast", fast, "fast-memory", None), Memory("slow", slow, "slow-memory", None),
             Memory(POOL, fast + slow, "slow-memory"),
@@ -68,7 +70,7 @@ class Hierarchical(SidedSystem):
         whole |= {
             "fetch@slow.memory": self.stream(moved, self.lower),
             f"fetch@{UP}": self.over_link(moved),
-            "fetch@fast.memory": self.stream(moved, self.upper),
+            "fetch@fast.memory": self.stream(moved, self.upper.memory),
         }
         costs = {f"{piece}.{slot}": c for slot, cost in whole.items() for piece, c in self._split(cost).items()}
         return Plan(self._template(phases, len(blocks)).bind(costs))
@@ -105,4 +107,4 @@ class Hierarchical(SidedSystem):
 
     def floor_s(self, view: StepView) -> float:
         upper = self.held(view).footprint_bytes / self.upper.memory.bandwidth_bytes_per_s
-        return max(upper, self.moved_bytes(view) / self.lower.memory.bandwidth_bytes_per_s)
+        return max(upper, self.moved_bytes(view) / self.lower.bandwidth_bytes_per_s)

@@ -20,7 +20,14 @@ from attrs import evolve, frozen
 from hetmem.engine.graph import Cost
 from hetmem.engine.step import StepView
 from hetmem.errors import UnsupportedError
-from hetmem.hardware.kernel_cost import DecodeWork, Side, half_elements, layer_compute_s, layer_read_bytes
+from hetmem.hardware.kernel_cost import (
+    DecodeWork,
+    Side,
+    SideMemory,
+    half_elements,
+    layer_compute_s,
+    layer_read_bytes,
+)
 from hetmem.hardware.link import LinkPath
 from hetmem.hardware.machine import Unit
 from hetmem.model import StepShape
@@ -144,15 +151,14 @@ class SidedSystem(System):
         """Return the costs of the legs ``slot.compute`` and ``slot.memory`` of ``layers`` layers."""
         return {
             f"{slot}.compute": Cost(to_ps(part.compute_s) * layers),
-            f"{slot}.memory": self.stream(part.n_bytes, side, layers),
+            f"{slot}.memory": self.stream(part.n_bytes, side.memory, layers),
         }
 
     @staticmethod
-    def stream(n_bytes: int, side: Side, times: int = 1) -> Cost:
+    def stream(n_bytes: int, memory: SideMemory, times: int = 1) -> Cost:
         """Return the cost of ``times`` streams of ``n_bytes`` at a memory, latency of the first byte included."""
         if not n_bytes:
             return Cost(0)
-        memory = side.memory
         joules = 8 * n_bytes * (memory.pj_per_bit or 0.0) * 1e-12
         seconds = n_bytes / memory.rate_bytes_per_s + memory.latency_s
         return Cost(to_ps(seconds) * times, to_fj(joules) * times, n_bytes * times)

@@ -28,10 +28,10 @@ from hetmem.hardware.systolic import Chip
 from hetmem.policy.kernel_mapping import SUBLAYERS, GreedyMapper
 from hetmem.policy.kernel_search import STATELESS, OracleMapper, fastest_static, kv_first_static
 
-CHIP = Chip.from_entry(catalog.entry("h2m2", "chip"))
+CHIP = Chip.from_entry(catalog.entry("chips", "h2m2"))
 HBM = Side(SideMemory.from_entry(catalog.entry("sides", "hbm3")), CHIP)
 LPDDR = Side(SideMemory.from_entry(catalog.entry("sides", "lpddr5x")), CHIP)
-PAGING = Translation.from_entry(catalog.entry("h2m2", "paging"))
+PAGING = Translation.from_entry(catalog.entry("mmus", "h2m2"))
 BOTH_ON_HBM, BOTH_ON_LPDDR = evolve(HBM, chips=2), evolve(LPDDR, chips=2)
 
 GPT3 = DecodeWork(

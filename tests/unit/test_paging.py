@@ -7,7 +7,7 @@ from hetmem import catalog
 from hetmem.errors import CapacityError, ConfigError
 from hetmem.hardware.paging import PageTable, Translation
 
-LAW = Translation.from_entry(catalog.entry("h2m2", "paging"))
+LAW = Translation.from_entry(catalog.entry("mmus", "h2m2"))
 SMALL = Translation(
     page_bytes=10, entry_bytes=8, logical_bytes=1000, tlb_entries=4, miss_s=3.0, walkers=2, update_s=1.0
 )

@@ -8,17 +8,17 @@ from hetmem.catalog import Entry, Fact
 from hetmem.errors import ConfigError
 from hetmem.hardware.systolic import Chip, MatrixUnit, Scratchpad, VectorUnit
 
-CHIP = Chip.from_entry(catalog.entry("h2m2", "chip"))
+CHIP = Chip.from_entry(catalog.entry("chips", "h2m2"))
 
 
 def entry_with(**changes):
-    facts = dict(catalog.entry("h2m2", "chip").facts)
+    facts = dict(catalog.entry("chips", "h2m2").facts)
     for key, value in changes.items():
         if value is None:
             del facts[key]
         else:
             facts[key] = Fact(value, "a test", "assumed")
-    return Entry("h2m2", "chip", facts)
+    return Entry("chips", "h2m2", facts)
 
 
 def test_peak_rates_are_those_of_the_published_chip():
@@ -67,14 +67,14 @@ def test_decode_batches_of_the_paper_need_one_pass():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"array_row": 128}, r"h2m2.chip.array_row: unknown key; did you mean 'array_rows'\?"),
-        ({"cores": None}, "h2m2.chip.cores: required, but missing"),
-        ({"cores": 2.5}, "h2m2.chip.cores: expected an integer, not 2.5"),
-        ({"cores": 0}, "h2m2.chip.cores: expected a whole number of at least 1, not 0"),
-        ({"cores": True}, "h2m2.chip.cores: expected an integer"),
-        ({"clock_hz": 0}, "h2m2.chip.clock_hz: expected a positive number, not 0"),
-        ({"clock_hz": "1 GHz"}, "h2m2.chip.clock_hz: expected a finite number, not '1 GHz'"),
-        ({"tile_overhead_cycles": -1}, "h2m2.chip.tile_overhead_cycles: expected a number of at least 0"),
+        ({"array_row": 128}, r"chips.h2m2.array_row: unknown key; did you mean 'array_rows'\?"),
+        ({"cores": None}, "chips.h2m2.cores: required, but missing"),
+        ({"cores": 2.5}, "chips.h2m2.cores: expected an integer, not 2.5"),
+        ({"cores": 0}, "chips.h2m2.cores: expected a whole number of at least 1, not 0"),
+        ({"cores": True}, "chips.h2m2.cores: expected an integer"),
+        ({"clock_hz": 0}, "chips.h2m2.clock_hz: expected a positive number, not 0"),
+        ({"clock_hz": "1 GHz"}, "chips.h2m2.clock_hz: expected a finite number, not '1 GHz'"),
+        ({"tile_overhead_cycles": -1}, "chips.h2m2.tile_overhead_cycles: expected a number of at least 0"),
     ],
 )
 def test_bad_chip_names_its_key(change, message):
