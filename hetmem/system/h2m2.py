@@ -206,6 +206,7 @@ class H2m2(SidedSystem):
     ) -> tuple[int, ...]:
         moved = [sum(work.layers * n for (_, to), n in todo.copied.items() if to == side) for side in (0, 1)]
         need = [work.layers * sum(s[side] for s in tensor_bytes(work, mapping).values()) for side in (0, 1)]
+        need = [n + self.table_bytes for n in need]
         need[1] += self.outer_bytes
         units = [n * self.unit_bytes for n in todo.units]
         return (
