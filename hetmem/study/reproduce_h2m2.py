@@ -234,10 +234,10 @@ def placement() -> list[Row]:
             rows.append(_row(GPT3, f"share-{name}@{s}", float(share[at]), metric=f"share of {name} on HBM"))
     gone = {name: first_length(grown, grown.shares[name] == 0) for name in ("fc", "qkv")}
     falls = first_length(grown, grown.shares["attention"] < grown.shares["attention"][0])
-    for name, s in (*gone.items(), ("attention", falls)):
+    for name, length in (*gone.items(), ("attention", falls)):
         what = "attention-falls" if name == "attention" else f"{name}-leaves"
         rows.append(
-            _row(GPT3, what, s, metric="first S at which it falls" if name == "attention" else "first S without it on HBM",
+            _row(GPT3, what, length, metric="first S at which it falls" if name == "attention" else "first S without it on HBM",
                  unit="tokens", note="the paper publishes the order: fc, qkv, then attention")
         )  # fmt: skip
     moved = grown.migrated_s / grown.seconds
