@@ -69,11 +69,15 @@ class Hierarchical(SidedSystem):
         moved = self.moved_bytes(view)
         whole |= {
             "fetch@slow.memory": self.stream(moved, self.lower),
-            f"fetch@{UP}": self.over_link(moved),
+            f"fetch@{UP}": self._up(moved),
             "fetch@fast.memory": self.stream(moved, self.upper.memory),
         }
         costs = {f"{piece}.{slot}": c for slot, cost in whole.items() for piece, c in self._split(cost).items()}
         return Plan(self._template(phases, len(blocks)).bind(costs))
+
+    def _up(self, moved: int) -> Cost:
+        cost = self.over_link(moved)
+        return cost._replace(ps=cost.ps + to_ps(self.link_path.latency_s)) if moved else cost
 
     def _split(self, cost: Cost) -> dict[str, Cost]:
         together = Cost(*(round(self.overlap * number) for number in cost))
@@ -95,9 +99,9 @@ class Hierarchical(SidedSystem):
             self.templates[key] = graph.build()
         return self.templates[key]
 
-    def _fetch(self, graph: GraphBuilder, piece: str, at: int) -> int:
-        lag = to_ps(self.link_path.latency_s)
-        return graph.transfer(f"{piece}.fetch", ("slow.memory", UP, "fast.memory"), at, lag_ps=lag)
+    @staticmethod
+    def _fetch(graph: GraphBuilder, piece: str, at: int) -> int:
+        return graph.transfer(f"{piece}.fetch", ("slow.memory", UP, "fast.memory"), at)
 
     @staticmethod
     def _compute(graph: GraphBuilder, piece: str, names: tuple[str, ...], at: int) -> int:

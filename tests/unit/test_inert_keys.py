@@ -47,9 +47,35 @@ PROBES: dict[str, dict[str, Any]] = {
         "assumptions": "as-published",
         "dimm_preset": "paper-fit",
     },
+    "h2m2": {"system": "h2m2", "model": "opt-13b", "settings": {"serving.block_tokens": 1}},
+    "h2m2-walks": {
+        "system": "h2m2",
+        "model": "opt-13b",
+        "settings": {
+            "machine.paging.tlb_entries": 4000,
+            "machine.fast_chip.matrix.cores": 40,
+            "machine.slow_chip.matrix.cores": 40,
+        },
+    },
+    "h2m2-vectors": {
+        "system": "h2m2",
+        "model": "opt-6.7b",
+        "settings": {"machine.fast_chip.vector.lanes": 1, "machine.slow_chip.vector.lanes": 1},
+    },
+    "h2m2-passes": {
+        "system": "h2m2",
+        "model": "opt-6.7b",
+        "settings": {
+            "machine.fast_chip.scratchpad.buffer_bytes": 40_000,
+            "machine.slow_chip.scratchpad.buffer_bytes": 40_000,
+        },
+    },
+    "lpddr-only": {"system": "lpddr-only", "model": "opt-6.7b"},
+    "hierarchical": {"system": "hierarchical", "model": "opt-30b", "settings": {"machine.fast.capacity_bytes": 10**10}},
+    "multi-hbm": {"system": "multi-hbm", "model": "opt-13b"},
 }
 
-BOUNDS = ("machine.pcie.peak_gbs", "machine.gpu_link.peak_gbs")
+BOUNDS = ("machine.pcie.peak_gbs", "machine.gpu_link.peak_gbs", "machine.link.peak_gbs")
 
 
 def _scenario(probe: str, path: str | None = None, value: Any = None) -> Scenario:
