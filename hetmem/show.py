@@ -14,7 +14,6 @@ from hetmem.system import SYSTEMS
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 DEVICE_KINDS = ("gpus", "cpus", "dram", "links", "ssds", "ndp")
 WIDTH = 190  # of a table that goes into a file or a pipe
@@ -149,7 +148,8 @@ def reproduction(name: str, rows: Sequence[Row]) -> None:
 
 
 def _off(row: Row) -> str:
-    assert row.paper and row.as_published is not None
+    assert row.paper
+    assert row.as_published is not None
     return f"{row.as_published / row.paper - 1:+.1%}"
 
 
@@ -186,14 +186,14 @@ def facts(name: str) -> list[dict[str, Any]]:
     UnknownNameError
         With a suggestion out of everything that can be shown.
     """
-    found = []
-    for system in SYSTEMS:
-        if catalog.normalize(system.name) == catalog.normalize(name):
-            found.append(_system_facts(system))
-    for kind in catalog.kinds():
-        for known in catalog.ids(kind):
-            if catalog.normalize(known) == catalog.normalize(name):
-                found.append(_entry_facts(catalog.entry(kind, known)))
+    wanted = catalog.normalize(name)
+    found = [_system_facts(system) for system in SYSTEMS if catalog.normalize(system.name) == wanted]
+    found += [
+        _entry_facts(catalog.entry(kind, known))
+        for kind in catalog.kinds()
+        for known in catalog.ids(kind)
+        if catalog.normalize(known) == wanted
+    ]
     if not found:
         everything = [known for kind in catalog.kinds() for known in catalog.ids(kind)]
         raise UnknownNameError("name", name, (*(system.name for system in SYSTEMS), *everything))
