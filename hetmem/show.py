@@ -58,8 +58,7 @@ def comparison(result: Comparison) -> None:
     """Print a comparison as one table, and below it why systems refused and what is not counted."""
     from rich.table import Table
 
-    first = result.rows[0]
-    grid = Table(title=f"{first['model']}, workload {first['workload']}, seed {result.seed}", title_justify="left")
+    grid = Table(title=_title(result), title_justify="left")
     for name in ("system", "assumptions", "DIMM preset"):
         grid.add_column(name, no_wrap=True)
     for name in ("tokens/s", "TTFT s\np50 / p99", "TPOT ms\np50 / p99", "J/token", "requests\ndone / in"):
@@ -76,6 +75,18 @@ def comparison(result: Comparison) -> None:
     out.print(grid)
     for name, components in result.not_counted.items():
         out.print(f"energy of {name} does not count: {', '.join(components)}")
+
+
+def _title(result: Comparison) -> str:
+    first = result.rows[0]
+    parts = [str(first["model"]), f"workload {first['workload']}"]
+    for run in result.runs:
+        if run is not None:
+            size = run.configuration["serving"]["batch"]
+            static = run.scenario.batching() == "static"
+            parts.append(f"static batches of {size}" if static else f"at most {size} sequences at once")
+            break
+    return ", ".join([*parts, f"seed {result.seed}"])
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
