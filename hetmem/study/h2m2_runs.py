@@ -213,7 +213,7 @@ def _grown(run: Run, asked: Scenario, which: Any, first: int = 0) -> Growth:
 
 def dynamic_workload() -> Distribution:
     """Return requests whose prompts and outputs are drawn evenly: the batch turns over at random."""
-    return Distribution("dynamic", JointQuantiles((256, 1536), ((16, 240),)))
+    return Distribution("dynamic", JointQuantiles((64, 1792), ((8, 248),)))
 
 
 @cache
