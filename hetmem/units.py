@@ -53,7 +53,8 @@ def parse_quantity(text: str) -> float:
 def to_ps(seconds: float) -> int:
     """Return ``seconds`` in ticks, rounded up: no work is reported faster than it is.
 
-    The rounding error of the product is forgiven, so that a value computed back from ticks returns to them.
+    The rounding error of the product is forgiven, so that up to 1000 s a value computed back from
+    ticks returns to them.
     """
     return math.ceil(seconds * PS_PER_S * _ROUNDING)
 
