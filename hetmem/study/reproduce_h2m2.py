@@ -95,6 +95,7 @@ def h2m2() -> list[Row]:
     rows += gqa_both_ways()
     rows += hierarchical_overlaps()
     rows += [row for case in CASES for row in overheads(case)]
+    rows += [row for case in CASES for row in shares(case)]
     rows += placement()
     rows += energy()
     rows += dynamic_batch()
@@ -131,12 +132,13 @@ def _over_lengths(
     doublings = mean(values[PUBLISHED][s] for s in case.doublings)
     grid = f"mean over S = {', '.join(map(str, case.lengths))}; the doublings give {doublings:.4g}"
     reason = REASONS.get((case, what))
+    reads = f"fair: one KV read per KV head, on the {board().gqa_unit} units" if case is LLAMA2 else None
     paper = PAPER[case].get(what, MAPPINGS.get(what) if case is GPT3 else None)
     limit = LIMITS.get((case, what))
     judged = "not-reproducible" if limit is None else None
     rows = [
         _row(case, what, published, fair, paper, limit, metric=f"{metric}, mean over S", unit=unit, system=system,
-             judged=judged, note="; ".join(filter(None, (grid, reason or (None if paper else NOT_PUBLISHED)))))
+             judged=judged, note="; ".join(filter(None, (grid, reason or (None if paper else NOT_PUBLISHED), reads))))
     ]  # fmt: skip
     return rows + [
         _row(case, f"{what}@{s}", values[PUBLISHED][s], values[FAIR][s], metric=metric, unit=unit, system=system)
@@ -254,6 +256,20 @@ def _both(case: Case, what: str, measure: Measure, *, metric: str, note: str) ->
     return _row(case, what, *_means(case, measure), metric=f"{metric}, mean over S", note=f"{note}; {NOT_PUBLISHED}")
 
 
+def shares(case: Case) -> list[Row]:
+    """Return the share of each sub-layer on HBM under the greedy, by sequence length."""
+
+    def share(name: str, length: int) -> tuple[float, float]:
+        parts = case.spec.n_heads if name == "fc" else case.spec.n_kv_heads
+        return _pair(lambda assumed: iteration(case, length, Setting(assumptions=assumed)).noted[name] / parts)
+
+    return [
+        _row(case, f"share-{name}@{s}", *share(name, s), metric=f"share of {name} on HBM")
+        for name in SUBLAYERS
+        for s in case.lengths
+    ]
+
+
 @cache
 def gpt3_growth(assumed: str = PUBLISHED) -> Growth:
     """Return the batch of GPT3 growing through the paper's whole range."""
@@ -261,14 +277,9 @@ def gpt3_growth(assumed: str = PUBLISHED) -> Growth:
 
 
 def placement() -> list[Row]:
-    """Return where GPT3's sub-layers are as its batch grows, what moves, and what pages waste."""
+    """Return when GPT3's sub-layers leave HBM as its batch grows, what moves, and what pages waste."""
     order = "the paper publishes the order: fc, qkv, then attention"
     rows = [
-        _row(GPT3, f"share-{name}@{s}", *_grown(_share(name, s)), metric=f"share of {name} on HBM")
-        for name in SUBLAYERS
-        for s in GPT3.lengths
-    ]
-    rows += [
         _row(
             GPT3,
             f"{name}-leaves",
@@ -303,10 +314,6 @@ def placement() -> list[Row]:
              metric="flat page table of one side for 1 TB",
              note="4 MB for 1 TB, taken as 4 MiB for 1 TiB; fair is null: nothing of it depends on rates"),
     ]  # fmt: skip
-
-
-def _share(name: str, length: int) -> Callable[[Growth], float]:
-    return lambda grown: grown.shares[name][grown.length == length][0]
 
 
 def _leaves(name: str) -> Callable[[Growth], float]:

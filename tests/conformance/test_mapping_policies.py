@@ -3,6 +3,7 @@
 import pytest
 from attrs import frozen
 
+from hetmem.errors import UnknownNameError
 from hetmem.policy.kernel_mapping import GreedyMapper, Mapping, MappingView, StaticMapper
 from hetmem.policy.kernel_search import MAPPERS, STATELESS, MajorMapper, NaiveMapper, OracleMapper, mapper
 from hetmem.testing import check_policy, parametrize_with_checks, role_of
@@ -27,6 +28,11 @@ def test_no_mapping_policy_is_forgotten():
     assert {type(policy) for policy in made.values()} == {type(policy) for policy in SHIPPED}
     assert {role_of(policy).name for policy in made.values()} == {"mapping"}
     assert set(STATELESS) < set(made)
+
+
+def test_an_unknown_name_is_refused_with_a_suggestion():
+    with pytest.raises(UnknownNameError, match="did you mean 'greedy'"):
+        mapper("greedi", lambda: pytest.fail("no view is needed"))
 
 
 @frozen

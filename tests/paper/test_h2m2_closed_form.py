@@ -129,9 +129,7 @@ def test_closed_form_where_every_query_head_streams_its_kv(length, baseline_ms, 
     assert baseline_s / view.time_s(OracleMapper().decide(view)) == pytest.approx(speedup, abs=0.005)
 
 
-@pytest.mark.parametrize(
-    ("overlap", "expected"), [(0.0, 0.95), (0.25, 1.06), (0.5, 1.20), (0.75, 1.38), (1.0, 1.63)]
-)
+@pytest.mark.parametrize(("overlap", "expected"), [(0.0, 0.95), (0.25, 1.06), (0.5, 1.20), (0.75, 1.38), (1.0, 1.63)])
 def test_hierarchical_spans_the_published_average_with_its_overlap(overlap, expected):
     speedup = mean_speedup(GPT3, GRID, lambda w: hierarchical_s(w, BOTH_ON_HBM, LPDDR.memory, overlap))
     assert speedup == pytest.approx(expected, abs=0.006)

@@ -12,9 +12,7 @@ LAW = Translation(
 GROUPS = {"attention": (3, 100), "qkv": (2, 50), "fc": (4, 70)}
 
 histories = st.lists(
-    st.tuples(st.sampled_from(sorted(GROUPS)), st.floats(0, 1)).map(
-        lambda c: (c[0], int(c[1] * GROUPS[c[0]][1]))
-    )
+    st.tuples(st.sampled_from(sorted(GROUPS)), st.floats(0, 1)).map(lambda c: (c[0], int(c[1] * GROUPS[c[0]][1])))
 )
 
 

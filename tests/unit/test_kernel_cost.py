@@ -65,9 +65,7 @@ def test_reuse_reads_once_and_computes_as_much():
     mapping = Mapping(attention=2, qkv=1, fc=3)
     reuse = evolve(WORK, gqa_reuse=True)  # 8 s of memory, still 8 s of products
     assert iteration_s(reuse, FAST, SLOW, mapping) == pytest.approx(16 + 8 + 120)
-    matrix = evolve(
-        reuse, attention_unit="matrix"
-    )  # 40 tiles, two query heads stream through each: x 3 cycles
+    matrix = evolve(reuse, attention_unit="matrix")  # 40 tiles, two query heads stream through each: x 3 cycles
     assert iteration_s(matrix, FAST, SLOW, mapping) == pytest.approx(16 + 120 + 120)
     apart = evolve(WORK, attention_unit="matrix")  # 40 tiles twice, one query head each: x 2 cycles
     assert iteration_s(apart, FAST, SLOW, mapping) == pytest.approx(16 + 160 + 120)
