@@ -5,7 +5,9 @@ from attrs import field, frozen
 from attrs.validators import gt
 
 from hetmem.errors import ConfigError, ConfigErrors
+from hetmem.study.scenario import scenario
 from hetmem.study.settings import has_path, with_settings
+from hetmem.workload import fixed
 
 
 @frozen(kw_only=True)
@@ -118,3 +120,28 @@ def test_whether_a_path_can_be_set():
     assert has_path(tree, "capacity_bytes")
     for path in ("machine", "machine.link", "machine.nothing", "machine.ssd.gbs", "machine.count.x", ""):
         assert not has_path(tree, path), path
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "value"),
+    [
+        ("machine.gpu.fp16_tflops", "165 TFLOPS", 165.0),
+        ("machine.gpu.capacity_gb", "24 GB", 24.0),
+        ("machine.pcie.pj_per_bit", "10 pJ/bit", 10.0),
+        ("machine.pcie.h2d_pinned.gbs", "30 GB/s", 30.0),
+        ("machine.pcie.h2d_pinned.latency_s", "5 us", 5e-6),
+        ("machine.host.capacity_bytes", "64 GB", 64_000_000_000),
+    ],
+)
+def test_a_unit_is_converted_to_the_fields_own(path: str, text: str, value: float) -> None:
+    tree = scenario("accelerate", model="opt-6.7b", workload_=fixed(8, 2, 1)).configuration()
+    node = with_settings(tree, {path: text})
+    for name in path.split("."):
+        node = getattr(node, name)
+    assert node == pytest.approx(value)
+
+
+def test_a_unit_of_another_dimension_is_refused() -> None:
+    tree = scenario("accelerate", model="opt-6.7b", workload_=fixed(8, 2, 1)).configuration()
+    with pytest.raises(ConfigError, match=r"machine\.pcie\.h2d_pinned\.gbs: '5 us' is in s, expected B/s"):
+        with_settings(tree, {"machine.pcie.h2d_pinned.gbs": "5 us"})
