@@ -11,6 +11,7 @@ from hetmem.hardware.config import machine
 from hetmem.hardware.link import link
 from hetmem.model import Precision, load_model
 from hetmem.study.run import Run
+from hetmem.study.scenario import scenario
 
 INT8 = Precision(weights_bits=8, kv_bits=8, activation_bits=8)
 MODEL = load_model("opt-6.7b")
@@ -111,6 +112,20 @@ def test_what_does_not_fit_names_the_memory() -> None:
 def test_bad_values_name_their_field(path: str, value: Any, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         simulate("hierarchical", settings={path: value})
+
+
+def test_settings_of_a_board_are_given_with_their_units() -> None:
+    settings = {
+        "machine.fast.bandwidth_bytes_per_s": "6 TB/s", "machine.slow.capacity_bytes": "1 TB",
+        "machine.paging.miss_s": "400 ns", "machine.abstraction.paged": "false",
+    }  # fmt: skip
+    board = scenario("h2m2", model=MODEL, workload_="chat", settings=settings).configuration().machine
+    assert (board.fast.bandwidth_bytes_per_s, board.slow.capacity_bytes) == (6e12, 10**12)
+    assert (board.paging.miss_s, board.abstraction.paged) == (4e-7, False)
+    with pytest.raises(ConfigError, match=r"machine\.fast\.bandwidth_bytes_per_s: '6 TB' is in B, expected B/s"):
+        scenario(
+            "h2m2", model=MODEL, workload_="chat", settings={"machine.fast.bandwidth_bytes_per_s": "6 TB"}
+        ).configuration()
 
 
 def test_the_same_policies_run_on_another_pair_of_memories() -> None:
