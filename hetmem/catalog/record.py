@@ -14,7 +14,7 @@ _WORDS = {int: "a whole number", float: "a number", str: "a text"}
 def read(cls: type[T], kind: str, name: str) -> T:
     """Return the entry ``name`` of ``kind`` as ``cls``, an attrs class whose fields are the entry's keys.
 
-    A field called ``name`` receives the entry's id; a list becomes a tuple.
+    Its field ``name`` receives the entry's id; a list becomes a tuple.
 
     Raises
     ------
@@ -34,8 +34,7 @@ def read(cls: type[T], kind: str, name: str) -> T:
         if key not in entry.facts:
             raise ConfigError(f"{where}.{key}", "is missing")
     values = {key: _checked(f"{where}.{key}", entry[key], fields[key].type) for key in wanted}
-    if "name" in fields:
-        values["name"] = entry.id
+    values["name"] = entry.id
     return cls(**values)
 
 

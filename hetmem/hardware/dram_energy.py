@@ -40,7 +40,7 @@ class DramEnergy:
         return self.inside(n_bytes, bus)
 
     def path_pj_per_bit(self, mux: bool, channel: bool) -> float:
-        """Return the bus energy to a unit behind the bank group's ``mux``, or behind the ``channel``'s and TSV."""
+        """Return the energy of the bus to a unit behind the bank group's ``mux``, or the ``channel``."""
         beyond = self.channel_mux_pj_per_bit + self.tsv_pj_per_bit
         return (self.bank_group_mux_pj_per_bit if mux or channel else 0.0) + (beyond if channel else 0.0)
 

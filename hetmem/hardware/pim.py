@@ -219,6 +219,7 @@ def fc_on_pim(stack: PimStack, stacks: int, weight_bytes: float, tokens: int) ->
 
 @frozen
 class _DesignRules:
+    name: str
     die_area_mm2: float
     bank_area_mm2: float
     fpu_area_mm2: float

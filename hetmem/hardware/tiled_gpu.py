@@ -31,6 +31,7 @@ class TileLaw:
     ``all_reduce_reference_bytes_per_s``.
     """
 
+    name: str
     compute_utilisation: float
     memory_utilisation: float
     tiles: tuple[int, ...]

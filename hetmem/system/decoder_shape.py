@@ -47,18 +47,15 @@ class DecoderShape:
         return (self.heads + 2 * self.kv_heads) * self.head_dim
 
     @property
-    def fc_bytes(self) -> dict[str, float]:
-        """Weight bytes of one layer by matrix group: qkv, projection, feed_forward."""
-        return {
-            "qkv": WORD_BYTES * self.hidden * self.qkv_columns,
-            "projection": WORD_BYTES * self.hidden * self.query_columns,
-            "feed_forward": WORD_BYTES * self.hidden * self.ff * (3 if self.gated else 2),
-        }
+    def fc_bytes(self) -> tuple[float, float, float]:
+        """Weight bytes of one layer: QKV, projection, feed-forward."""
+        row = WORD_BYTES * self.hidden
+        return row * self.qkv_columns, row * self.query_columns, row * self.ff * (3 if self.gated else 2)
 
     @property
     def weight_bytes(self) -> float:
         """Weight bytes of all layers."""
-        return self.layers * sum(self.fc_bytes.values())
+        return self.layers * sum(self.fc_bytes)
 
 
 @frozen

@@ -9,6 +9,7 @@ from attrs import frozen
 
 from hetmem.hardware import tiled_gpu as law
 from hetmem.hardware.component_energy import ComponentEnergy
+from hetmem.hardware.pim import FcPass
 from hetmem.hardware.tiled_gpu import KernelCost, TiledGpu
 from hetmem.system.decoder_shape import WORD_BYTES, DecoderShape, FcShares
 
@@ -84,7 +85,7 @@ def elementwise_kernels(
     )
 
 
-def total_energy(kernels: Sequence[KernelCost]) -> ComponentEnergy:
+def total_energy(kernels: Sequence[KernelCost | FcPass]) -> ComponentEnergy:
     """Return the sum of the kernels' energies."""
     total = ComponentEnergy()
     for kernel in kernels:

@@ -140,27 +140,20 @@ def papi_machine(
 def fc(machine: PapiMachine, shape: DecoderShape, tokens: int, side: Side) -> IterationCost:
     """Return the FC terms of an iteration of ``tokens``, all layers, on ``side``."""
     if side is Side.PIM:
-        parts = {
-            f"{group}_s": fc_on_pim(machine.fc_stack, machine.fc_stacks, n_bytes, tokens).time_s
-            for group, n_bytes in shape.fc_bytes.items()
-        }
-        layer_bytes = sum(shape.fc_bytes.values())
-        energy = fc_on_pim(machine.fc_stack, machine.fc_stacks, layer_bytes, tokens).energy
+        passes = [fc_on_pim(machine.fc_stack, machine.fc_stacks, size, tokens) for size in shape.fc_bytes]
+        times = [one.time_s for one in passes]
+        energy = total_energy(passes)
     elif machine.fc_law == "flat":
-        groups = {
-            group: flat_fc(machine.gpu, machine.gpus, size, tokens) for group, size in shape.fc_bytes.items()
-        }
-        parts = {f"{group}_s": kernel.time_s for group, kernel in groups.items()}
-        energy = total_energy(list(groups.values()))
+        flat = [flat_fc(machine.gpu, machine.gpus, size, tokens) for size in shape.fc_bytes]
+        times = [one.time_s for one in flat]
+        energy = total_energy(flat)
     else:
         kernels = fc_kernels(machine.gpu, machine.gpus, shape, tokens, whole=True)
-        parts = {
-            "qkv_s": kernels.qkv.time_s,
-            "projection_s": kernels.projection.time_s,
-            "feed_forward_s": sum(kernel.time_s for kernel in kernels.feed_forward),
-        }
+        feed_forward = sum(kernel.time_s for kernel in kernels.feed_forward)
+        times = [kernels.qkv.time_s, kernels.projection.time_s, feed_forward]
         energy = kernels.energy(machine.gpus)
-    return evolve(IterationCost(fc_energy=energy), **parts).scaled(shape.layers)
+    qkv_s, projection_s, feed_forward_s = times
+    return IterationCost(qkv_s, projection_s, feed_forward_s, fc_energy=energy).scaled(shape.layers)
 
 
 @lru_cache(maxsize=65536)
