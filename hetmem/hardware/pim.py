@@ -12,12 +12,14 @@ from math import ceil
 
 from attrs import field, frozen
 
-from hetmem.catalog.record import read
+from hetmem.catalog import entry
+from hetmem.catalog.structure import structure
 from hetmem.errors import ConfigError
 from hetmem.hardware.component_energy import ComponentEnergy
 from hetmem.hardware.dram_energy import DramEnergy
 
 WORD_BYTES = 2  # FP16
+FITTED_HEAD_DIM = 128  # of the runs behind the row and refresh terms
 _PJ = 1e-12
 
 
@@ -115,7 +117,8 @@ class StackGeometry:
 class PimStack:
     """One stack with units: the machine part that FC and attention laws take.
 
-    ``bank_fraction`` is the part of the plain stack's banks that is left beside the units.
+    ``bank_fraction`` is the part of the plain stack's banks that is left beside the units. ``sustained`` weight
+    streams also pay for opening rows and refresh, at the rates of the attention law.
     """
 
     geometry: StackGeometry
@@ -123,6 +126,7 @@ class PimStack:
     units: Units
     bank_fraction: float = field(default=1.0)
     dram: DramEnergy = field(factory=DramEnergy.named)
+    sustained: bool = False
 
     @bank_fraction.validator
     def _check_fraction(self, _: object, value: float) -> None:
@@ -155,7 +159,16 @@ class PimStack:
     def weight_bytes_per_s(self) -> float:
         """Bytes/s of weights past the units: the MAC peak, or what power allows if that is less."""
         allowed = self.level.bandwidth_factor * self.geometry.external_bytes_per_s * self.read_share
-        return min(self.mac_peak_bytes_per_s, allowed)
+        return min(self.mac_peak_bytes_per_s * (self.stream_share if self.sustained else 1.0), allowed)
+
+    @property
+    def stream_share(self) -> float:
+        """Part of the MAC peak that a long stream keeps beside row openings and refresh."""
+        stack, level = self.geometry, self.level
+        block_bytes = 2 * stack.row_block_tokens * FITTED_HEAD_DIM * WORD_BYTES  # K and V
+        clocks = block_bytes / (level.banks_per_access * stack.access_bytes) * level.spacing_clocks
+        duty = 1 - stack.refresh_clocks / stack.refresh_interval_clocks
+        return clocks / (clocks + level.block_clocks) * duty
 
     @property
     def bus_pj_per_bit(self) -> float:
@@ -188,10 +201,10 @@ def pim_stack(
     # The buffer die's units are held back by the channels, not by power: it has one level for both.
     name = f"{level}-limited" if power_limit and level != "buffer" else level
     check = check_design(units, stack=stack)
-    geometry = read(StackGeometry, "pim_stacks", stack)
+    geometry = structure(StackGeometry, entry("pim_stacks", stack))
     # Units at a bank group or on the buffer die take no area from the banks.
     fraction = check.banks_per_die / geometry.banks_per_die if level == "bank" else 1.0
-    return PimStack(geometry, read(PimLevel, "pim_levels", name), Units.parse(units), fraction)
+    return PimStack(geometry, structure(PimLevel, entry("pim_levels", name)), Units.parse(units), fraction)
 
 
 @frozen
@@ -268,8 +281,8 @@ def check_design(units: str, reuse: int = 1, stack: str = "hbm3-pim", design: st
     if reuse < 1:
         raise ConfigError("reuse", f"expected at least 1 token per row access, not {reuse!r}")
     parsed = Units.parse(units)
-    rules = read(_DesignRules, "pim_designs", design)
-    geometry = read(StackGeometry, "pim_stacks", stack)
+    rules = structure(_DesignRules, entry("pim_designs", design))
+    geometry = structure(StackGeometry, entry("pim_stacks", stack))
     bank_mm2 = parsed.per_bank * rules.fpu_area_mm2 + rules.bank_area_mm2
     limit = rules.die_area_mm2 / bank_mm2
     group = geometry.banks_per_die // geometry.bank_groups_per_rank

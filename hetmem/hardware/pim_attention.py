@@ -118,9 +118,16 @@ def stack_commands(stack: PimStack, heads: int, context: int, head_dim: int = 12
     An even number of rounds replays MACs for the empty channels of the last one.
     """
     geometry = stack.geometry
-    count = ceil(heads / geometry.channels)
     buckets = ceil(context / geometry.bucket_tokens)
-    blocks = ceil(context / geometry.row_block_tokens)
+    return mean_commands(stack, heads, buckets, ceil(context / geometry.row_block_tokens), head_dim)
+
+
+def mean_commands(
+    stack: PimStack, heads: int, buckets: float, blocks: float, head_dim: int = 128
+) -> AttentionCommands:
+    """Return the commands of one stack with ``heads`` of so many ``buckets`` and row ``blocks`` on average."""
+    geometry = stack.geometry
+    count = ceil(heads / geometry.channels)
     per_bucket = macs_per_bucket(stack, head_dim)
     empty = count * geometry.channels - heads
     replayed = per_bucket / 2 * buckets * empty if count and count % 2 == 0 else 0.0

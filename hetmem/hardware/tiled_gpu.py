@@ -11,12 +11,16 @@ from functools import lru_cache
 from math import ceil
 
 import numpy as np
-from attrs import asdict, evolve, frozen
+from attrs import evolve, field, frozen, validators
 
-from hetmem.catalog.record import read
+from hetmem.catalog import entry
+from hetmem.catalog.structure import structure
 from hetmem.errors import ConfigError
+from hetmem.hardware.collective import RingProtocol, allreduce_s
 from hetmem.hardware.component_energy import ComponentEnergy
 from hetmem.hardware.dram_energy import DramEnergy
+from hetmem.hardware.gpu import GpuSpec, gpu
+from hetmem.hardware.link import Link, link
 
 WORD_BYTES = 2  # FP16
 _PJ = 1e-12
@@ -54,15 +58,13 @@ class TileLaw:
 
 
 @frozen
-class _Device:
+class TileGeometry:
+    """What the tile law needs of a GPU beside its rates: SMs, and bytes of L1 of each and of L2."""
+
     name: str
-    flops: float
-    sms: int
-    memory_bytes_per_s: float
-    l1_bytes: int
-    l2_bytes: int
-    link_bytes_per_s: float
-    capacity_bytes: int
+    sms: int = field(validator=validators.gt(0))
+    l1_bytes: int = field(validator=validators.gt(0))
+    l2_bytes: int = field(validator=validators.gt(0))
 
 
 @frozen(cache_hash=True)
@@ -70,7 +72,8 @@ class TiledGpu:
     """One GPU under the tile law.
 
     ``flops`` is the dense FP16 peak, ``link_bytes_per_s`` counts both directions; ``corrected_energy``
-    charges registers by the byte and for every head, which the AttAcc simulator does not.
+    charges registers by the byte and for every head, which the AttAcc simulator does not; ``ring`` is a measured
+    all-reduce in place of that tool's.
     """
 
     name: str
@@ -84,22 +87,49 @@ class TiledGpu:
     law: TileLaw
     dram: DramEnergy
     corrected_energy: bool = False
+    ring: tuple[RingProtocol, ...] = ()
+
+    @classmethod
+    def of(
+        cls, card: GpuSpec, peer: Link, *, corrected_energy: bool = False, measured_ring: bool = False
+    ) -> "TiledGpu":
+        """Return ``card`` under the tile law, at its own rates and efficiencies, linked to its peers by ``peer``.
+
+        ``measured_ring`` takes the link's measured all-reduce instead of the AttAcc simulator's.
+
+        Raises
+        ------
+        UnknownNameError
+            When the catalogue has no tile geometry of the GPU.
+        """
+        geometry = structure(TileGeometry, entry("tiled_gpus", card.name))
+        law = structure(TileLaw, entry("tile_law", "attacc"))
+        return cls(
+            name=card.name,
+            flops=card.fp16_tflops * 1e12,
+            sms=geometry.sms,
+            memory_bytes_per_s=card.memory_bytes_per_s,
+            l1_bytes=geometry.l1_bytes,
+            l2_bytes=geometry.l2_bytes,
+            link_bytes_per_s=2e9 * peer.peak_gbs,
+            capacity_bytes=card.capacity_bytes,
+            law=evolve(law, compute_utilisation=card.compute_efficiency, memory_utilisation=card.memory_efficiency),
+            dram=DramEnergy.named(),
+            corrected_energy=corrected_energy,
+            ring=peer.allreduce if measured_ring else (),
+        )
 
     @classmethod
     def named(cls, name: str = "a100a", corrected_energy: bool = False) -> "TiledGpu":
-        """Return the GPU of the catalogue called ``name``.
+        """Return the GPU of the catalogue called ``name``, with the utilisation caps of the AttAcc simulator.
 
         Raises
         ------
         UnknownNameError
             When the catalogue has no such GPU.
         """
-        return cls(
-            **asdict(read(_Device, "tiled_gpus", name)),
-            law=read(TileLaw, "tile_law", "attacc"),
-            dram=DramEnergy.named(),
-            corrected_energy=corrected_energy,
-        )
+        card = capped(gpu(name))
+        return cls.of(card, link(card.peer_link), corrected_energy=corrected_energy)
 
     @property
     def effective_flops(self) -> float:
@@ -119,9 +149,9 @@ class TiledGpu:
         ConfigError
             When a cap is outside (0, 1].
         """
-        for field, value in (("memory", memory), ("compute", compute)):
+        for cap, value in (("memory", memory), ("compute", compute)):
             if value is not None and not 0 < value <= 1:
-                raise ConfigError(f"{self.name}.{field}", f"a utilisation lies in (0, 1], not {value!r}")
+                raise ConfigError(f"{self.name}.{cap}", f"a utilisation lies in (0, 1], not {value!r}")
         return evolve(
             self,
             law=evolve(
@@ -130,6 +160,12 @@ class TiledGpu:
                 compute_utilisation=compute or self.law.compute_utilisation,
             ),
         )
+
+
+def capped(card: GpuSpec) -> GpuSpec:
+    """Return ``card`` with the utilisation caps of the AttAcc simulator in place of its measured efficiencies."""
+    law = structure(TileLaw, entry("tile_law", "attacc"))
+    return evolve(card, compute_efficiency=law.compute_utilisation, memory_efficiency=law.memory_utilisation)
 
 
 @frozen
@@ -299,6 +335,8 @@ def _elementwise_energy(gpu: TiledGpu, n_bytes: float, flops: float) -> Componen
 
 def all_reduce_s(gpu: TiledGpu, devices: int, payload_bytes: float) -> float:
     """Return the seconds of one all-reduce of ``payload_bytes`` over ``devices`` GPUs."""
+    if gpu.ring:
+        return float(allreduce_s(gpu.ring, payload_bytes, devices))
     law = gpu.law
     share = payload_bytes / devices
     scaled = law.all_reduce_s_per_byte * law.all_reduce_reference_bytes_per_s / gpu.link_bytes_per_s

@@ -3,12 +3,16 @@
 from hetmem.errors import UnknownNameError
 from hetmem.system.accelerate import Accelerate
 from hetmem.system.base import Setup, System
+from hetmem.system.dgx import Dgx, DgxAttAcc
 from hetmem.system.ndp_dimm import NdpDimm
+from hetmem.system.papi import A100AttAcc, A100HbmPim, AttAccOnly, Papi, PapiPimOnly
 from hetmem.system.resident import Resident
 from hetmem.system.zero_inference import ZeroInference
 
 #: Every system, in the order in which comparisons list them.
-SYSTEMS: tuple[type[System], ...] = (Resident, ZeroInference, Accelerate, NdpDimm)
+SYSTEMS: tuple[type[System], ...] = (
+    Resident, ZeroInference, Accelerate, NdpDimm, Papi, PapiPimOnly, A100AttAcc, A100HbmPim, AttAccOnly, Dgx, DgxAttAcc,
+)  # fmt: skip
 
 
 def system_ids() -> tuple[str, ...]:

@@ -8,15 +8,18 @@ rows are in tests/paper/test_attacc_reference.py. Differences on purpose: attent
 law instead of a table of Ramulator2 runs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import ceil
 
 from attrs import evolve, field, frozen
 
 from hetmem.errors import ConfigError
 from hetmem.hardware import pim_attention
+from hetmem.hardware.attention_link import AttentionLink
 from hetmem.hardware.component_energy import ComponentEnergy
-from hetmem.hardware.pim import PimStack
+from hetmem.hardware.pim import PimStack, pim_stack
+from hetmem.hardware.pim_attention import ContextTotals
+from hetmem.hardware.pim_config import AttAccConfig, PimConfig, TileConfig
 from hetmem.hardware.tiled_gpu import KernelCost, TiledGpu, link_energy
 from hetmem.system.decoder_shape import WORD_BYTES, DecoderShape
 from hetmem.system.gpu_decoder import attention_kernels, elementwise_kernels, fc_kernels, total_energy
@@ -29,7 +32,7 @@ class AttAccMachine:
 
     ``pipelining`` overlaps QKV and projection with attention head by head; ``co_processing`` lets the PIM
     units take part of the feed-forward; ``whole_columns`` rounds the columns per GPU up, which the tool does
-    not.
+    not. ``link`` goes to the devices; None takes half of what the GPU's links carry both ways.
     """
 
     gpu: TiledGpu
@@ -39,6 +42,7 @@ class AttAccMachine:
     pipelining: bool = field(default=False)
     co_processing: bool = field(default=False)
     whole_columns: bool = False
+    link: AttentionLink | None = None
 
     @pipelining.validator
     @co_processing.validator
@@ -47,6 +51,19 @@ class AttAccMachine:
             raise ConfigError(
                 getattr(attribute, "name", "option"), "needs a PIM stack; the machine has GPUs alone"
             )
+
+    @property
+    def needed_stack(self) -> PimStack:
+        """The stack of the devices, which the caller knows to be there."""
+        if self.stack is None:
+            raise ConfigError("stack", "the machine has GPUs alone")
+        return self.stack
+
+    def transfer_s(self, n_bytes: float) -> float:
+        """Return the seconds of ``n_bytes`` from the GPUs to their devices, one direction."""
+        if self.link is None:
+            return n_bytes / (self.gpus * self.gpu.link_bytes_per_s / 2)
+        return self.link.transfer_s(self.gpus, n_bytes)
 
     @property
     def capacity_bytes(self) -> int:
@@ -88,40 +105,29 @@ def decode(machine: AttAccMachine, shape: DecoderShape, batch: int, context: int
             attention_energy=total_energy((score, soft, values)) * gpus,
         )
     else:
-        layer = _on_pim(machine, machine.stack, shape, batch, context, layer)
+        layer = _on_pim(machine, shape, batch, context, layer)
         if machine.co_processing:
-            shared = [_co_processed(machine, machine.stack, batch, kernel) for kernel in fc.feed_forward]
+            shared = [co_processed_s(machine, batch, kernel) for kernel in fc.feed_forward]
             layer = evolve(layer, feed_forward_s=sum(shared))
     return layer.scaled(shape.layers)
 
 
 def _on_pim(
-    machine: AttAccMachine,
-    stack: PimStack,
-    shape: DecoderShape,
-    batch: int,
-    context: int,
-    layer: IterationCost,
+    machine: AttAccMachine, shape: DecoderShape, batch: int, context: int, layer: IterationCost
 ) -> IterationCost:
-    per_device = shape.heads / machine.gpus * batch
-    on_stack = ceil(per_device / machine.stacks_per_device)
-    rounds = ceil(on_stack / stack.geometry.channels)
-    elements = per_device * context
-    attention = pim_attention.pass_s(stack, (context,) * rounds, shape.head_dim)
-    softmax = pim_attention.softmax_s(stack, elements / machine.stacks_per_device)
-    link = machine.gpu.link_bytes_per_s / 2
-    moved = (shape.qkv_columns + shape.query_columns) / machine.gpus * batch * WORD_BYTES
+    found = attention(machine, shape, (context,) * batch)
+    moved = (shape.qkv_columns + shape.query_columns) * batch * WORD_BYTES
     qkv, projection, transfer = _overlap(
-        machine, shape, layer.qkv_s, layer.projection_s, attention + softmax, moved / link
+        machine, shape, layer.qkv_s, layer.projection_s, found.array_s + found.softmax_s, machine.transfer_s(moved)
     )
     return evolve(
         layer,
         qkv_s=qkv,
         projection_s=projection,
-        attention_s=attention,
+        attention_s=found.array_s,
         transfer_s=transfer,
-        attention_energy=_attention_energy(machine, stack, shape, on_stack, context, elements),
-        link_energy=layer.link_energy + link_energy(machine.gpu, moved) * machine.gpus,
+        attention_energy=found.energy,
+        link_energy=layer.link_energy + link_energy(machine.gpu, moved),
     )
 
 
@@ -148,27 +154,66 @@ def _overlap(
     return qkv * first, projection * first, transfer - attention * (1 - first)
 
 
-def _co_processed(machine: AttAccMachine, stack: PimStack, batch: int, kernel: KernelCost) -> float:
-    """Return a feed-forward kernel's time when the PIM units stream a part of its weights."""
+def co_processed_s(machine: AttAccMachine, tokens: int, kernel: KernelCost) -> float:
+    """Return a feed-forward kernel's seconds when the PIM units stream a part of its weights."""
+    stack = machine.needed_stack
     factor = stack.level.bandwidth_factor * stack.read_share
     if kernel.compute_bound:
         flops = machine.gpu.flops
         return kernel.time_s * flops / (flops + factor * machine.gpu.memory_bytes_per_s)
-    return kernel.time_s * batch / (batch + factor)
+    return kernel.time_s * tokens / (tokens + factor)
 
 
-def _attention_energy(
-    machine: AttAccMachine, stack: PimStack, shape: DecoderShape, on_stack: int, context: int, elements: float
-) -> ComponentEnergy:
-    corrected = machine.gpu.corrected_energy
-    commands = pim_attention.stack_commands(stack, on_stack, context, shape.head_dim)
-    per_stack = pim_attention.array_energy(stack, commands) + pim_attention.buffer_energy(
-        stack, commands, corrected
+@frozen
+class StackAttention:
+    """One layer's attention in the stacks: seconds in the arrays and of softmax, and energy of all devices."""
+
+    array_s: float
+    softmax_s: float
+    energy: ComponentEnergy
+
+
+def attention(
+    machine: AttAccMachine, shape: DecoderShape, contexts: Sequence[int], tlp: int = 1
+) -> StackAttention:
+    """Return one layer's attention of requests with ``contexts``, ``tlp`` tokens each.
+
+    The tool's traces hold equal contexts; the commands of unequal ones are those of their means.
+    """
+    stack, stacks = machine.needed_stack, machine.gpus * machine.stacks_per_device
+    requests, corrected = len(contexts), machine.gpu.corrected_energy
+    longest = pim_attention.rounds(stack, stacks, shape.heads, contexts)
+    passes = pim_attention.passes(stack, tlp)
+    elements = shape.heads / machine.gpus * sum(contexts) * tlp  # of each device
+    on_stack = ceil(shape.heads / machine.gpus * requests / machine.stacks_per_device)
+    totals = ContextTotals.of(stack, contexts)
+    commands = pim_attention.mean_commands(
+        stack, on_stack, totals.buckets / requests, totals.blocks / requests, shape.head_dim
     )
+    per_stack = pim_attention.array_energy(stack, commands)
+    per_stack = per_stack + pim_attention.buffer_energy(stack, commands, corrected)
     # The tool charges the score product's MACs alone.
     macs = elements * shape.head_dim * (2 if corrected else 1)
     per_device = stack.mac_energy(macs) + pim_attention.softmax_energy(stack, elements)
-    return (per_stack * machine.stacks_per_device + per_device) * machine.gpus
+    return StackAttention(
+        array_s=pim_attention.pass_s(stack, longest, shape.head_dim) * passes,
+        softmax_s=pim_attention.softmax_s(stack, elements / machine.stacks_per_device),
+        energy=(per_stack * (machine.stacks_per_device * passes) + per_device) * machine.gpus,
+    )
+
+
+def machine_of(gpu: TiledGpu, gpus: int, tile: TileConfig, pim: PimConfig, attacc: AttAccConfig) -> AttAccMachine:
+    """Return the machine of a configuration, as the laws take it."""
+    return AttAccMachine(
+        gpu=gpu,
+        gpus=gpus,
+        stack=pim_stack(pim.units, pim.level, pim.power_limit),
+        stacks_per_device=pim.stacks // gpus,
+        pipelining=attacc.pipelining,
+        co_processing=attacc.co_processing,
+        whole_columns=tile.whole_columns,
+        link=AttentionLink.named(pim.link, pim.measured_link),
+    )
 
 
 def decode_mean(

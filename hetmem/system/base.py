@@ -18,6 +18,7 @@ from hetmem.hardware.config import MachineConfig
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine
 from hetmem.model import ModelSpec, Precision
+from hetmem.monitor.table import Table
 
 
 @frozen
@@ -27,7 +28,8 @@ class Setup:
     ``assumptions`` names the assumption set that the machine was built by; ``policies`` gives the policy of each
     of the system's roles; ``unroll_layers`` asks for a task per layer instead of one for all alike (the ticks
     are the same, the trace is finer); ``longest`` is the most tokens any request of the run reaches and
-    ``batch`` the most sequences at once, for systems that place memory beforehand.
+    ``batch`` the most sequences at once, for systems that place memory beforehand; ``draft`` is the model that
+    drafts tokens for speculative decoding, None where drafts cost nothing.
     """
 
     model: ModelSpec
@@ -38,6 +40,7 @@ class Setup:
     longest: int
     policies: Mapping[str, Any]
     unroll_layers: bool = False
+    draft: ModelSpec | None = None
 
 
 class System(ABC):
@@ -55,10 +58,16 @@ class System(ABC):
     moe_only: ClassVar[str | None] = None
     #: Whether weights are split over near-data DIMMs, so that a DIMM preset matters.
     has_dimms: ClassVar[bool] = False
+    #: Whether its plans need the context of each decoding sequence.
+    needs_contexts: ClassVar[bool] = False
+    #: Whether it can run a draft model.
+    drafts: ClassVar[bool] = False
 
     def __init__(self, setup: Setup) -> None:
         if self.moe_only and not setup.model.n_experts:
             raise UnsupportedError(self.name, f"{self.moe_only}; {setup.model.id} is dense")
+        if setup.draft is not None and not self.drafts:
+            raise UnsupportedError(self.name, f"has no place to run a draft model ({setup.draft.id})")
         self.setup = setup
         self.model, self.precision, self.config = setup.model, setup.precision, setup.machine
         self.templates: dict[Any, Template] = {}
@@ -90,6 +99,18 @@ class System(ABC):
 
     def observe(self, outcome: StepOutcome) -> None:  # noqa: B027
         """Take note of what happened."""
+
+    def spent_fj(self) -> Mapping[str, Mapping[str, int]]:
+        """Return the dynamic femtojoules committed so far by server and component, where the system splits them."""
+        return {}
+
+    def counters(self) -> Mapping[str, int]:
+        """Return what the system counts besides what every run does."""
+        return {}
+
+    def tables(self) -> Mapping[str, Table]:
+        """Return the tables that the system keeps besides those of every run."""
+        return {}
 
     @abstractmethod
     def floor_s(self, view: StepView) -> float:

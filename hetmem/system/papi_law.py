@@ -15,12 +15,15 @@ from functools import lru_cache
 
 from attrs import evolve, field, frozen, validators
 
-from hetmem.catalog.record import read
-from hetmem.errors import ConfigError, ConservationError, UnsupportedError
+from hetmem.errors import ConfigError, ConservationError, UnknownNameError, UnsupportedError
 from hetmem.hardware import pim_attention
+from hetmem.hardware.attention_link import AttentionLink
 from hetmem.hardware.component_energy import ComponentEnergy
+from hetmem.hardware.config import MachineConfig
+from hetmem.hardware.config import machine as preset
 from hetmem.hardware.pim import PimStack, fc_on_pim, pim_stack
 from hetmem.hardware.pim_attention import ContextTotals
+from hetmem.hardware.pim_config import ATTENTION_LAWS, FC_LAWS
 from hetmem.hardware.tiled_gpu import TiledGpu, flat_fc, link_energy
 from hetmem.policy.reschedule import (
     Calibration,
@@ -38,28 +41,13 @@ from hetmem.system.gpu_decoder import attention_kernels, elementwise_kernels, fc
 from hetmem.system.iteration_cost import IterationCost
 from hetmem.workload.speculation import BatchStep
 
-LAWS = ("tile", "flat")
-ATTENTION_LAWS = ("rounds", "flat")
+BOTH = (Side.GPU, Side.PIM)
+#: Where FC may run, by system.
+SIDES: Mapping[str, tuple[Side, ...]] = {
+    "papi": BOTH, "papi-pim-only": (Side.PIM,), "a100-attacc": (Side.GPU,), "a100-hbm-pim": (Side.GPU,),
+    "attacc-only": (Side.PIM,),
+}  # fmt: skip
 FLAT_ATTENTION_UTILISATION = 0.8  # assumed: of the MAC rate, rows and rounds left out
-
-
-@frozen
-class AttentionLink:
-    """The link from GPUs to attention stacks; rates per direction, ``shared`` by all GPUs or one each."""
-
-    name: str
-    bytes_per_s: float = field(validator=validators.gt(0))
-    shared: int
-    latency_s: float = field(validator=validators.ge(0))
-
-    @classmethod
-    def named(cls, name: str = "nvlink3") -> "AttentionLink":
-        """Return the link of the catalogue called ``name``."""
-        return read(cls, "attention_links", name)
-
-    def transfer_s(self, gpus: int, n_bytes: float) -> float:
-        """Return the time of ``n_bytes`` in one direction, spread over the GPUs' links."""
-        return self.latency_s + n_bytes / (self.bytes_per_s * (1 if self.shared else gpus))
 
 
 @frozen(cache_hash=True)
@@ -80,59 +68,80 @@ class PapiMachine:
     sides: tuple[Side, ...]
     decision_s: float
     link: AttentionLink
-    fc_law: str = field(default="tile", validator=validators.in_(LAWS))
+    fc_law: str = field(default="tile", validator=validators.in_(FC_LAWS))
     attention_law: str = field(default="rounds", validator=validators.in_(ATTENTION_LAWS))
     gqa_reuse: bool = False
     overheads: float = field(default=1.0, validator=validators.ge(0))
+    whole_columns: bool = True
 
 
-@frozen
-class _Row:
-    name: str
-    gpus: int
-    fc_stacks: int
-    attention_stacks: int
-    fc_units: str
-    attention_units: str
-    fc_sides: tuple[str, ...]
-    decision_s: float
+def machine_of(name: str, config: MachineConfig) -> PapiMachine:
+    """Return the system ``name`` on the machine ``config``, as the laws take it.
+
+    Raises
+    ------
+    UnknownNameError
+        When there is no such system, link or tile geometry.
+    UnsupportedError
+        When the machine has no stacks for weights or attention.
+    """
+    if name not in SIDES:
+        raise UnknownNameError("system of PAPI", name, tuple(SIDES))
+    tile, pim, papi = config.tile, config.pim, config.papi
+    if tile is None or pim is None or papi is None:
+        raise UnsupportedError(name, "needs GPUs under the tile law with stacks for weights and for attention")
+    fc_stack = pim_stack(papi.fc_units, pim.level, pim.power_limit)
+    return PapiMachine(
+        name=name,
+        gpu=TiledGpu.of(
+            config.gpu, config.gpu_link, corrected_energy=tile.corrected_energy,
+            measured_ring=tile.measured_all_reduce,
+        ),
+        gpus=config.gpus,
+        fc_stack=evolve(fc_stack, sustained=papi.sustained),
+        fc_stacks=papi.fc_stacks,
+        attention_stack=pim_stack(pim.units, pim.level, pim.power_limit),
+        attention_stacks=pim.stacks,
+        sides=SIDES[name],
+        decision_s=papi.decision_s,
+        link=AttentionLink.named(pim.link, pim.measured_link),
+        fc_law=papi.fc_law,
+        attention_law=papi.attention_law,
+        gqa_reuse=papi.gqa_reuse,
+        overheads=tile.overheads,
+        whole_columns=tile.whole_columns,
+    )  # fmt: skip
 
 
 def papi_machine(
     name: str = "papi",
     *,
+    assumed: str = "as-published",
     power_limit: bool = True,
     link: str = "nvlink3",
     fc_law: str = "tile",
     attention_law: str = "rounds",
     gqa_reuse: bool = False,
     overheads: float = 1.0,
-    corrected_energy: bool = False,
-    gpu: str = "a100a",
 ) -> PapiMachine:
-    """Return one of ``papi``, ``papi-pim-only``, ``a100-attacc``, ``a100-hbm-pim``, ``attacc-only``.
+    """Return one of ``papi``, ``papi-pim-only``, ``a100-attacc``, ``a100-hbm-pim``, ``attacc-only`` as published.
 
     Raises
     ------
     UnknownNameError
         When the catalogue has no such system, link or GPU.
     """
-    row = read(_Row, "papi_systems", name)
-    return PapiMachine(
-        name=row.name,
-        gpu=TiledGpu.named(gpu, corrected_energy),
-        gpus=row.gpus,
-        fc_stack=pim_stack(row.fc_units, power_limit=power_limit),
-        fc_stacks=row.fc_stacks,
-        attention_stack=pim_stack(row.attention_units, power_limit=power_limit),
-        attention_stacks=row.attention_stacks,
-        sides=tuple(Side(side) for side in row.fc_sides),
-        decision_s=row.decision_s,
-        link=AttentionLink.named(link),
-        fc_law=fc_law,
-        attention_law=attention_law,
-        gqa_reuse=gqa_reuse,
-        overheads=overheads,
+    config = preset(name, assumed)
+    if config.tile is None or config.pim is None or config.papi is None:
+        raise UnsupportedError(name, "is not one of PAPI's systems")
+    return machine_of(
+        name,
+        evolve(
+            config,
+            tile=evolve(config.tile, overheads=overheads),
+            pim=evolve(config.pim, power_limit=power_limit, link=link),
+            papi=evolve(config.papi, fc_law=fc_law, attention_law=attention_law, gqa_reuse=gqa_reuse),
+        ),
     )
 
 
@@ -148,7 +157,7 @@ def fc(machine: PapiMachine, shape: DecoderShape, tokens: int, side: Side) -> It
         times = [one.time_s for one in flat]
         energy = total_energy(flat)
     else:
-        kernels = fc_kernels(machine.gpu, machine.gpus, shape, tokens, whole=True)
+        kernels = fc_kernels(machine.gpu, machine.gpus, shape, tokens, whole=machine.whole_columns)
         feed_forward = sum(kernel.time_s for kernel in kernels.feed_forward)
         times = [kernels.qkv.time_s, kernels.projection.time_s, feed_forward]
         energy = kernels.energy(machine.gpus)
@@ -159,7 +168,7 @@ def fc(machine: PapiMachine, shape: DecoderShape, tokens: int, side: Side) -> It
 @lru_cache(maxsize=65536)
 def around(machine: PapiMachine, shape: DecoderShape, tokens: int) -> IterationCost:
     """Return what an iteration of ``tokens`` costs besides FC and attention: GPU kernels, links, decision."""
-    kernels = elementwise_kernels(machine.gpu, machine.gpus, shape, tokens, whole=True)
+    kernels = elementwise_kernels(machine.gpu, machine.gpus, shape, tokens, whole=machine.whole_columns)
     down = WORD_BYTES * tokens * shape.qkv_columns
     up = WORD_BYTES * tokens * shape.query_columns
     transfer = machine.link.transfer_s(machine.gpus, down) + machine.link.transfer_s(machine.gpus, up)
@@ -250,7 +259,7 @@ def prefill(machine: PapiMachine, shape: DecoderShape, requests: int, prompt: in
     tokens = requests * prompt
     gpu, gpus = machine.gpu, machine.gpus
     weights = fc(machine, shape, tokens, Side.GPU)
-    kernels = elementwise_kernels(gpu, gpus, shape, tokens, whole=True)
+    kernels = elementwise_kernels(gpu, gpus, shape, tokens, whole=machine.whole_columns)
     score, soft, values = attention_kernels(gpu, gpus, shape, requests, prompt, prompt)
     kv_bytes = shape.kv_bytes_per_token * tokens
     rest = IterationCost(

@@ -80,7 +80,12 @@ class Geometric:
         UnknownNameError
             When the catalogue has no such measurement.
         """
-        return cls.of_mean(float(entry("acceptance", f"{target}-{method}")["mean_tokens"]))
+        return cls.named(f"{target}-{method}")
+
+    @classmethod
+    def named(cls, name: str) -> "Geometric":
+        """Return the law of the catalogue's acceptance entry ``name``; see :meth:`of_method`."""
+        return cls.of_mean(float(entry("acceptance", name)["mean_tokens"]))
 
     def accepted(self, drafts: int, rng: np.random.Generator) -> int:
         """Return the length of the run of accepted drafts; one draw whatever ``drafts`` is."""
