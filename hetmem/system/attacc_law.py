@@ -60,10 +60,15 @@ class AttAccMachine:
         return self.stack
 
     def transfer_s(self, n_bytes: float) -> float:
-        """Return the seconds of ``n_bytes`` from the GPUs to their devices, one direction."""
+        """Return the seconds that ``n_bytes`` keep the links to the devices busy, one direction."""
         if self.link is None:
             return n_bytes / (self.gpus * self.gpu.link_bytes_per_s / 2)
-        return self.link.transfer_s(self.gpus, n_bytes)
+        return self.link.transfer_s(self.gpus, n_bytes) - self.link.latency_s
+
+    @property
+    def latency_s(self) -> float:
+        """Latency of a transfer, which the first head cannot hide."""
+        return 0.0 if self.link is None else self.link.latency_s
 
     @property
     def capacity_bytes(self) -> int:
@@ -125,7 +130,7 @@ def _on_pim(
         qkv_s=qkv,
         projection_s=projection,
         attention_s=found.array_s,
-        transfer_s=transfer,
+        transfer_s=transfer + 2 * machine.latency_s,
         attention_energy=found.energy,
         link_energy=layer.link_energy + link_energy(machine.gpu, moved),
     )

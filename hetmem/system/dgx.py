@@ -28,6 +28,7 @@ from hetmem.system.base import Setup
 from hetmem.system.decoder_shape import WORD_BYTES
 from hetmem.system.gpu_decoder import fc_kernels
 from hetmem.system.gpu_group import GPU_LINK, Charges, GpuGroup, charge, legs
+from hetmem.units import to_ps
 
 MEMORY, ATTACC, LINK = "gpus.hbm", "attacc", "x2g"
 
@@ -206,12 +207,13 @@ class DgxAttAcc(Dgx):
         return charges
 
     def lower_attention(self, graph: GraphBuilder, at: int) -> int:
-        at = graph.task(LINK, "send", self.kernel(graph, "qkv", at))
+        lag_ps = to_ps(self.law.latency_s) * self.times
+        at = graph.task(LINK, "send", self.kernel(graph, "qkv", at), lag_ps=lag_ps)
         forks = [graph.task(LINK, "link.rest", at), graph.task(ATTACC, "attention.rest", at)]
         if self.law.pipelining:
             forks.append(self.kernel(graph, "linear.rest", at))
         at = graph.task(ATTACC, "attention.last", graph.join(forks))
-        return self.kernel(graph, "proj", graph.task(LINK, "receive", at))
+        return self.kernel(graph, "proj", graph.task(LINK, "receive", at, lag_ps=lag_ps))
 
     def lower_feed_forward(self, graph: GraphBuilder, at: int) -> int:
         if not self.law.co_processing:
