@@ -36,9 +36,9 @@ def progress() -> Iterator[Report]:
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("", total=None)
 
-        def report(asked: Scenario, k: int, n: int) -> None:
+        def report(asked: Scenario, done: float, n: int) -> None:
             label = " ".join(part for part in (asked.system.name, asked.assumptions, asked.dimm_preset) if part)
-            bar.update(task, description=label, completed=k, total=n)
+            bar.update(task, description=label, completed=done, total=n)
 
         yield report
 
@@ -94,14 +94,16 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _shares(shares: dict[str, float]) -> str:
     """Return the largest shares; of numbered units that are alike, one stands for all."""
-    groups: dict[str, tuple[float, int]] = {}
+    groups: dict[str, list[tuple[float, str]]] = {}
     for name, share in shares.items():
-        group = "".join("*" if c.isdigit() else c for c in name)
-        most, count = groups.get(group, (0.0, 0))
-        groups[group] = (max(most, share), count + 1)
-    order = sorted(groups, key=lambda group: -groups[group][0])
-    parts = [(g if groups[g][1] > 1 else g.replace("*", "0"), groups[g][0]) for g in order[:4]]
-    return ", ".join(f"{name} {share:.0%}" for name, share in parts if share >= 0.005)
+        unit, dot, part = name.partition(".")
+        groups.setdefault(unit.rstrip("0123456789") + "*" + dot + part, []).append((share, name))
+    largest = sorted(((max(members), group) for group, members in groups.items()), key=lambda m: -m[0][0])
+    return ", ".join(
+        f"{group if len(groups[group]) > 1 else name} {share:.0%}"
+        for (share, name), group in largest[:4]
+        if share >= 0.005
+    )
 
 
 def _short(value: float | None) -> str:
@@ -119,24 +121,36 @@ def reproduction(name: str, rows: Sequence[Row]) -> None:
     from rich.table import Table
 
     notes = list(dict.fromkeys(row.note for row in rows if row.note))
+    columns: dict[str, list[str]] = {
+        head: [str(value) if (value := getattr(row, head)) is not None else "" for row in rows]
+        for head in ("quantity", "system", "model", "batch", "preset", "metric", "unit")
+    }
+    numbers: dict[str, list[str]] = {
+        "paper": [_short(row.paper) for row in rows],
+        "as published": [_short(row.as_published) for row in rows],
+        "off": ["" if not row.paper or row.as_published is None else _off(row) for row in rows],
+        "fair": [_short(row.fair) for row in rows],
+        "tolerance": [_tolerance(row) for row in rows],
+        "verdict": [row.verdict for row in rows],
+        "note": [str(notes.index(row.note) + 1) if row.note else "" for row in rows],
+    }
+    shown = {head: cells for head, cells in {**columns, **numbers}.items() if set(cells) - {"", "-"}}
     grid = Table(title=name, title_justify="left")
-    for head in ("quantity", "system", "model", "batch", "preset", "unit"):
-        grid.add_column(head)
-    for head in ("paper", "as published", "off", "fair", "tolerance"):
-        grid.add_column(head, justify="right", no_wrap=True)
-    grid.add_column("verdict", no_wrap=True)
-    grid.add_column("note", justify="right")
-    for row in rows:
-        off = "" if not row.paper or row.as_published is None else f"{row.as_published / row.paper - 1:+.1%}"
-        grid.add_row(
-            row.quantity, row.system or "", row.model or "", str(row.batch or ""), row.preset or "", row.unit,
-            _short(row.paper), _short(row.as_published), off, _short(row.fair), _tolerance(row), row.verdict,
-            str(notes.index(row.note) + 1) if row.note else "",
-        )  # fmt: skip
+    for head in shown:
+        grid.add_column(
+            head, justify="right" if head in numbers else "left", no_wrap=head not in ("quantity", "metric")
+        )
+    for cells in zip(*shown.values(), strict=True):
+        grid.add_row(*cells)
     out = console()
     out.print(grid)
     for k, note in enumerate(notes, 1):
         out.print(f"{k}. {note}")
+
+
+def _off(row: Row) -> str:
+    assert row.paper and row.as_published is not None
+    return f"{row.as_published / row.paper - 1:+.1%}"
 
 
 def _tolerance(row: Row) -> str:
@@ -187,7 +201,9 @@ def facts(name: str) -> list[dict[str, Any]]:
 
 
 def _system_facts(system: Any) -> dict[str, Any]:
-    roles = {role: list(names) for role, names in {**{r: tuple(n) for r, n in POLICIES.items()}, **system.roles}.items()}
+    roles = {
+        role: list(names) for role, names in {**{r: tuple(n) for r, n in POLICIES.items()}, **system.roles}.items()
+    }
     return {
         "kind": "system", "id": system.name, "summary": system.summary, "policies": roles,
         "machine": _entry_facts(catalog.entry("machines", system.preset)),

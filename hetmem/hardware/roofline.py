@@ -9,7 +9,8 @@ DRAM allows when a benchmark repeats one kernel), and occupancy; attention kerne
 than this.
 """
 
-from typing import Any, NamedTuple, Protocol, TypeAlias
+import math
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from attrs import field
@@ -35,13 +36,6 @@ class KernelTime(NamedTuple):
 
     total_s: Any
     memory_s: Any
-
-
-class KernelLaw(Protocol):
-    """A unit that prices kernels."""
-
-    def legs_s(self, flops: float, n_bytes: float) -> tuple[float, float]:
-        """Return seconds of the whole kernel alone and of its memory leg."""
 
 
 def roofline(
@@ -75,16 +69,20 @@ def roofline(
     ConfigError
         On negative or non-finite work.
     """
-    work, moved = np.asarray(flops, dtype=float), np.asarray(n_bytes, dtype=float)
-    for name, value in (("flops", work), ("bytes", moved)):
-        if not np.all(np.isfinite(value) & (value >= 0)):
-            raise ConfigError(name, "expected finite numbers, zero or more")
-    compute_s, memory_s = np.broadcast_arrays(
-        work / (compute_efficiency * peak_flops), moved / (memory_efficiency * peak_gbs * 1e9)
-    )
-    longer, shorter = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
-    ratio = np.divide(shorter, longer, out=np.zeros_like(longer), where=longer > 0)
-    total_s = launch_s + longer * (1 + ratio**smooth_q) ** (1 / smooth_q)
-    if total_s.ndim == 0:
-        return KernelTime(float(total_s), float(memory_s))
-    return KernelTime(total_s, memory_s)
+    compute_s = flops / (compute_efficiency * peak_flops)
+    memory_s = n_bytes / (memory_efficiency * peak_gbs * 1e9)
+    longer: Any
+    shorter: Any
+    if isinstance(compute_s, np.ndarray) or isinstance(memory_s, np.ndarray):
+        valid = bool(np.all(np.isfinite(compute_s) & (compute_s >= 0) & np.isfinite(memory_s) & (memory_s >= 0)))
+        longer, shorter = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
+        memory_s = np.broadcast_to(memory_s, longer.shape)
+        ratio = np.divide(shorter, longer, out=np.zeros_like(longer), where=longer > 0)
+    else:  # a step prices some ten kernels one by one, and scalars are thirty times cheaper without numpy
+        valid = 0 <= compute_s < math.inf and 0 <= memory_s < math.inf
+        longer, shorter = (compute_s, memory_s) if compute_s > memory_s else (memory_s, compute_s)
+        ratio = shorter / longer if longer else 0.0
+    if not valid:
+        named = "flops" if not np.all(np.isfinite(flops) & (np.asarray(flops) >= 0)) else "bytes"
+        raise ConfigError(named, "expected finite numbers, zero or more")
+    return KernelTime(launch_s + longer * (1 + ratio**smooth_q) ** (1 / smooth_q), memory_s)

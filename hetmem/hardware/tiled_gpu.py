@@ -91,9 +91,9 @@ class TiledGpu:
 
     @classmethod
     def of(
-        cls, card: GpuSpec, peer: Link, *, corrected_energy: bool = False, measured_ring: bool = False
+        cls, card: GpuSpec, peer: Link | None, *, corrected_energy: bool = False, measured_ring: bool = False
     ) -> "TiledGpu":
-        """Return ``card`` under the tile law, at its own rates and efficiencies, linked to its peers by ``peer``.
+        """Return ``card`` under the tile law, at its own rates and efficiencies, linked to its peers by ``peer`` or its own.
 
         ``measured_ring`` takes the link's measured all-reduce instead of the AttAcc simulator's.
 
@@ -102,6 +102,7 @@ class TiledGpu:
         UnknownNameError
             When the catalogue has no tile geometry of the GPU.
         """
+        peer = peer or link(card.peer_link)
         geometry = structure(TileGeometry, entry("tiled_gpus", card.name))
         law = structure(TileLaw, entry("tile_law", "attacc"))
         return cls(
@@ -129,7 +130,7 @@ class TiledGpu:
             When the catalogue has no such GPU.
         """
         card = capped(gpu(name))
-        return cls.of(card, link(card.peer_link), corrected_energy=corrected_energy)
+        return cls.of(card, None, corrected_energy=corrected_energy)
 
     @property
     def effective_flops(self) -> float:

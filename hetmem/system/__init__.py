@@ -11,7 +11,8 @@ from hetmem.system.zero_inference import ZeroInference
 
 #: Every system, in the order in which comparisons list them.
 SYSTEMS: tuple[type[System], ...] = (
-    Resident, ZeroInference, Accelerate, NdpDimm, Papi, PapiPimOnly, A100AttAcc, A100HbmPim, AttAccOnly, Dgx, DgxAttAcc,
+    Resident, ZeroInference, Accelerate, NdpDimm, Papi, PapiPimOnly, A100AttAcc, A100HbmPim, AttAccOnly, Dgx,
+    DgxAttAcc,
 )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def charge(seconds: float, energy: ComponentEnergy, times: int = 1, n_bytes: flo
     """Return the charge of ``times`` equal tasks, one after another."""
     parts = tuple(to_fj(getattr(energy, name)) * times for name in COMPONENTS)
     # Work that takes no time, as when overheads are left out, still spends its energy: it needs a tick.
-    ticks = max(to_ps(seconds) * times, 1 if any(parts) else 0)
+    ticks = max(to_ps(seconds) * times, 1 if any(parts) or n_bytes else 0)
     return Charge(Cost(ticks, sum(parts), round(n_bytes) * times), parts)
 
 

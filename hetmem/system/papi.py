@@ -89,10 +89,13 @@ class Papi(GpuGroup):
     def _threshold(self) -> Threshold:
         papi = self.config.papi
         assert papi is not None
-        alpha = papi.alpha
-        if alpha is None:
-            alpha = papi_law.calibrated(self.law, self.shape).alpha
+        alpha = papi_law.calibrated(self.law, self.shape).alpha if papi.alpha is None else papi.alpha
         return Threshold(alpha, papi.hysteresis)
+
+    def decisions(self) -> Mapping[str, Any]:
+        if not isinstance(self.policy, Threshold):
+            return {}
+        return {"alpha": self.policy.alpha, "calibration": str(papi_law.calibrated(self.law, self.shape))}
 
     def machine(self) -> Machine:
         machine = self.law
