@@ -62,10 +62,12 @@ Reproduction = Callable[[], list[Row]]
 
 def reproductions() -> dict[str, Reproduction]:
     """Return every reproduction by name."""
+    from hetmem.study.reproduce_attacc import attacc
     from hetmem.study.reproduce_hermes_baselines import hermes_baselines
     from hetmem.study.reproduce_laws import dram, links
+    from hetmem.study.reproduce_papi import papi
 
-    return {"hermes-baselines": hermes_baselines, "dram": dram, "links": links}
+    return {"hermes-baselines": hermes_baselines, "dram": dram, "links": links, "papi": papi, "attacc": attacc}
 
 
 def reproduce(name: str) -> list[Row]:
