@@ -4,6 +4,7 @@ from hetmem.errors import UnknownNameError
 from hetmem.system.accelerate import Accelerate
 from hetmem.system.base import Setup, System
 from hetmem.system.dgx import Dgx, DgxAttAcc
+from hetmem.system.flexgen import FlexGen
 from hetmem.system.ndp_dimm import NdpDimm
 from hetmem.system.papi import A100AttAcc, A100HbmPim, AttAccOnly, Papi, PapiPimOnly
 from hetmem.system.resident import Resident
@@ -11,7 +12,7 @@ from hetmem.system.zero_inference import ZeroInference
 
 #: Every system, in the order in which comparisons list them.
 SYSTEMS: tuple[type[System], ...] = (
-    Resident, ZeroInference, Accelerate, NdpDimm, Papi, PapiPimOnly, A100AttAcc, A100HbmPim, AttAccOnly, Dgx,
+    Resident, ZeroInference, FlexGen, Accelerate, NdpDimm, Papi, PapiPimOnly, A100AttAcc, A100HbmPim, AttAccOnly, Dgx,
     DgxAttAcc,
 )  # fmt: skip
 
