@@ -8,7 +8,7 @@ for every system.
 from typing import Any
 
 from attrs import evolve, field, frozen
-from attrs.validators import ge, gt, in_, optional
+from attrs.validators import ge, gt, in_, le, optional
 
 from hetmem import catalog
 from hetmem.catalog.structure import structure
@@ -192,7 +192,7 @@ class MachinePreset:
     host_pj_per_bit: float = 0.0
     sync_s: float = 0.0
     base_w: float | None = None
-    gpu_usable: float | None = None
+    gpu_usable: float | None = field(default=None, validator=optional([gt(0), le(1)]))
     tiled: bool = False
     fc_units: str | None = None
     fc_stacks: int = 0

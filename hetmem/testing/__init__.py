@@ -11,6 +11,7 @@ from hetmem.testing.conformance import check_policy, checks_for, parametrize_wit
 from hetmem.testing.device import DeviceUnderTest
 from hetmem.testing.random_graphs import RandomLoops
 from hetmem.testing.reference import ReferenceExecutor, drive
+from hetmem.testing import parallelism as _parallelism  # noqa: F401 - registers its roles
 from hetmem.testing.role import Role, register_role, role_of, roles
 from hetmem.testing.serving import ServingUnderTest
 
