@@ -186,9 +186,7 @@ class PimStack:
         return ComponentEnergy(pim_mac=_PJ * self.geometry.mac_pj * macs)
 
 
-def pim_stack(
-    units: str = "1P1B", level: str = "bank", power_limit: bool = True, stack: str = "hbm3-pim"
-) -> PimStack:
+def pim_stack(units: str = "1P1B", level: str = "bank", power_limit: bool = True, stack: str = "hbm3-pim") -> PimStack:
     """Return a stack with ``units`` (xPyB) at ``level`` (bank, bank-group or buffer), as many banks as fit.
 
     Raises
@@ -225,8 +223,7 @@ def fc_on_pim(stack: PimStack, stacks: int, weight_bytes: float, tokens: int) ->
     return FcPass(
         passes=passes,
         time_s=weight_bytes * passes / (stacks * stack.weight_bytes_per_s),
-        energy=stack.array_energy(weight_bytes * passes)
-        + stack.mac_energy(weight_bytes / WORD_BYTES * tokens),
+        energy=stack.array_energy(weight_bytes * passes) + stack.mac_energy(weight_bytes / WORD_BYTES * tokens),
     )
 
 
@@ -288,9 +285,7 @@ def check_design(units: str, reuse: int = 1, stack: str = "hbm3-pim", design: st
     group = geometry.banks_per_die // geometry.bank_groups_per_rank
     banks = min(int(limit // group) * group, geometry.banks_per_die)
     if banks == 0:
-        raise ConfigError(
-            "units", f"{parsed} leaves {limit:.1f} banks on a die, less than a bank group of {group}"
-        )
+        raise ConfigError("units", f"{parsed} leaves {limit:.1f} banks on a die, less than a bank group of {group}")
     dram_pj = 8 * (geometry.row_pj_per_bit + geometry.cell_pj_per_bit)
     rate = banks * geometry.dies * parsed.per_bank * rules.fpu_bytes_per_s
     busy_w = rate * (dram_pj / reuse + geometry.mac_pj / WORD_BYTES) * _PJ

@@ -75,9 +75,9 @@ def _clocks(stack: PimStack, count: int, buckets: int, blocks: int, head_dim: in
     )
     # A refresh lengthens the pass, which may meet a further refresh: iterate to the fixed point.
     refreshes = 0
-    while (
-        met := int((clocks + geometry.refresh_clocks * refreshes) // geometry.refresh_interval_clocks)
-    ) != (refreshes):
+    while (met := int((clocks + geometry.refresh_clocks * refreshes) // geometry.refresh_interval_clocks)) != (
+        refreshes
+    ):
         refreshes = met
     return clocks + geometry.refresh_clocks * refreshes
 
@@ -122,9 +122,7 @@ def stack_commands(stack: PimStack, heads: int, context: int, head_dim: int = 12
     return mean_commands(stack, heads, buckets, ceil(context / geometry.row_block_tokens), head_dim)
 
 
-def mean_commands(
-    stack: PimStack, heads: int, buckets: float, blocks: float, head_dim: int = 128
-) -> AttentionCommands:
+def mean_commands(stack: PimStack, heads: int, buckets: float, blocks: float, head_dim: int = 128) -> AttentionCommands:
     """Return the commands of one stack with ``heads`` of so many ``buckets`` and row ``blocks`` on average."""
     geometry = stack.geometry
     count = ceil(heads / geometry.channels)

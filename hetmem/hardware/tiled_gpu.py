@@ -259,9 +259,7 @@ def _clamped(sizes: tuple[int, ...], limit: float) -> list[float]:
     return [*(size for size in sizes if size < limit), *([limit] if sizes[-1] >= limit else [])]
 
 
-def _off_chip_bytes(
-    gpu: TiledGpu, m: float, n: float, k: float, ops: float, tile: tuple[float, float]
-) -> float:
+def _off_chip_bytes(gpu: TiledGpu, m: float, n: float, k: float, ops: float, tile: tuple[float, float]) -> float:
     """Return the least traffic over blockings by whole tiles, or a whole edge, that fit the L2."""
     depth = k * gpu.law.l2_depth_fraction
     room = gpu.l2_bytes / WORD_BYTES
@@ -289,9 +287,7 @@ def softmax(gpu: TiledGpu, rows: float, columns: float, ops: float) -> KernelCos
     )
 
 
-def activation(
-    gpu: TiledGpu, tokens: float, columns: float, gated: bool, flops_per_element: float
-) -> KernelCost:
+def activation(gpu: TiledGpu, tokens: float, columns: float, gated: bool, flops_per_element: float) -> KernelCost:
     """Return the cost of the activation between the feed-forward's matrices, ``columns`` wide on this GPU."""
     elements = tokens * columns
     return _fixed_cost_kernel(
@@ -315,9 +311,7 @@ def norm(gpu: TiledGpu, tokens: float, hidden: float) -> KernelCost:
     )
 
 
-def _fixed_cost_kernel(
-    gpu: TiledGpu, n_bytes: float, flops: float, fixed_s: float, s_per_byte: float
-) -> KernelCost:
+def _fixed_cost_kernel(gpu: TiledGpu, n_bytes: float, flops: float, fixed_s: float, s_per_byte: float) -> KernelCost:
     return KernelCost(
         compute_s=flops / (gpu.effective_flops / gpu.sms),  # such a kernel runs as a single block
         memory_s=s_per_byte * gpu.law.reference_bytes_per_s / gpu.memory_bytes_per_s * n_bytes,
@@ -364,12 +358,9 @@ def flat_fc(gpu: TiledGpu, devices: int, weight_bytes: float, tokens: float) -> 
     macs = weight_bytes / WORD_BYTES * tokens
     passes = ceil(tokens / law.l1_tile)
     operands = 3 * macs * (WORD_BYTES if gpu.corrected_energy else 1)
-    cache = (
-        law.l2_pj_per_byte + law.l1_pj_per_byte * passes
-    ) * weight_bytes + law.register_pj_per_byte * operands
+    cache = (law.l2_pj_per_byte + law.l1_pj_per_byte * passes) * weight_bytes + law.register_pj_per_byte * operands
     return KernelCost(
         compute_s=2 * macs / (devices * gpu.effective_flops),
         memory_s=weight_bytes / (devices * gpu.effective_bytes_per_s),
-        energy=gpu.dram.read(weight_bytes)
-        + ComponentEnergy(gpu_cache=_PJ * cache, gpu_alu=_PJ * law.mac_pj * macs),
+        energy=gpu.dram.read(weight_bytes) + ComponentEnergy(gpu_cache=_PJ * cache, gpu_alu=_PJ * law.mac_pj * macs),
     )

@@ -48,8 +48,8 @@ def _acceptance(asked: "Scenario", config: "Configuration") -> AcceptanceLaw:
     if name is None and asked.assumptions == "fair":
         raise ConfigError(
             "serving.acceptance",
-            "fair assumptions need a measured pair such as vicuna-7b-sps, and serving.draft_model the model that drafts;"
-            " 'all' accepts every draft",
+            "fair assumptions need a measured pair such as vicuna-7b-sps, and serving.draft_model the model that"
+            " drafts; 'all' accepts every draft",
         )
     if name is None or name == ALL:
         return AllAccepted()

@@ -48,9 +48,7 @@ class AttAccMachine:
     @co_processing.validator
     def _needs_pim(self, attribute: object, value: bool) -> None:
         if value and self.stack is None:
-            raise ConfigError(
-                getattr(attribute, "name", "option"), "needs a PIM stack; the machine has GPUs alone"
-            )
+            raise ConfigError(getattr(attribute, "name", "option"), "needs a PIM stack; the machine has GPUs alone")
 
     @property
     def needed_stack(self) -> PimStack:
@@ -178,9 +176,7 @@ class StackAttention:
     energy: ComponentEnergy
 
 
-def attention(
-    machine: AttAccMachine, shape: DecoderShape, contexts: Sequence[int], tlp: int = 1
-) -> StackAttention:
+def attention(machine: AttAccMachine, shape: DecoderShape, contexts: Sequence[int], tlp: int = 1) -> StackAttention:
     """Return one layer's attention of requests with ``contexts``, ``tlp`` tokens each.
 
     The tool's traces hold equal contexts; the commands of unequal ones are those of their means.
@@ -221,9 +217,7 @@ def machine_of(gpu: TiledGpu, gpus: int, tile: TileConfig, pim: PimConfig, attac
     )
 
 
-def decode_mean(
-    machine: AttAccMachine, shape: DecoderShape, batch: int, prompt: int, output: int
-) -> IterationCost:
+def decode_mean(machine: AttAccMachine, shape: DecoderShape, batch: int, prompt: int, output: int) -> IterationCost:
     """Return the mean decode iteration of ``batch`` requests: the prefill makes the first token.
 
     Raises

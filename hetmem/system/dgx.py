@@ -240,4 +240,3 @@ def _first_context(shape: StepShape, tlp: int) -> StepShape:
     """Return the shape with the contexts of the first verified tokens, as the closed form counts them."""
     kv_tokens = shape.kv_tokens - shape.sequences * (tlp - 1)
     return StepShape(tokens=shape.tokens, sequences=shape.sequences, kv_tokens=kv_tokens)
-

@@ -59,7 +59,7 @@ def fc_kernels(gpu: TiledGpu, gpus: int, shape: DecoderShape, tokens: float, who
 
 
 def attention_kernels(
-    gpu: TiledGpu, gpus: int, shape: DecoderShape, requests: int, queries: int, context: int
+    gpu: TiledGpu, gpus: int, shape: DecoderShape, requests: int, queries: float, context: float
 ) -> tuple[KernelCost, KernelCost, KernelCost]:
     """Return score, softmax and context products of one layer on each GPU for equal contexts."""
     heads = shape.heads / gpus * requests

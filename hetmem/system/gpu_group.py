@@ -15,8 +15,8 @@ from hetmem.engine.step import Plan
 from hetmem.errors import UnsupportedError
 from hetmem.hardware import tiled_gpu as law
 from hetmem.hardware.component_energy import COMPONENTS, NO_ENERGY, ComponentEnergy
-from hetmem.hardware.config import TileConfig
 from hetmem.hardware.machine import Unit
+from hetmem.hardware.pim_config import TileConfig
 from hetmem.hardware.tiled_gpu import KernelCost, TiledGpu
 from hetmem.model import ModelSpec, StepShape
 from hetmem.system.base import Setup, System
@@ -133,8 +133,10 @@ class GpuGroup(System):
         """Return the FC kernels of one layer on the GPUs."""
         fc = fc_kernels(self.gpu, self.gpus, self.shape, tokens, self.tile.whole_columns)
         charges = self.on_gpus(f"{prefix}qkv", (fc.qkv,)) | self.on_gpus(f"{prefix}proj", (fc.projection,))
-        return charges | self.on_gpus(f"{prefix}up", fc.feed_forward[:-1]) | self.on_gpus(
-            f"{prefix}down", fc.feed_forward[-1:]
+        return (
+            charges
+            | self.on_gpus(f"{prefix}up", fc.feed_forward[:-1])
+            | self.on_gpus(f"{prefix}down", fc.feed_forward[-1:])
         )
 
     def around(self, prefix: str, tokens: float) -> Charges:
@@ -256,4 +258,3 @@ def legs(slot: str, seconds: float, memory_s: float, energy: ComponentEnergy, ti
         f"{slot}.compute": charge(seconds, on_chip, times),
         f"{slot}.memory": charge(memory_s, in_dram, times),
     }
-

@@ -17,7 +17,7 @@ from attrs import frozen
 from hetmem.engine.graph import GraphBuilder, Template
 from hetmem.engine.step import Plan, StepView
 from hetmem.errors import ConservationError
-from hetmem.hardware.component_energy import NO_ENERGY
+from hetmem.hardware.component_energy import COMPONENTS, NO_ENERGY
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine, Memory, Unit
 from hetmem.hardware.pim import fc_on_pim
@@ -29,7 +29,7 @@ from hetmem.policy.reschedule import Oracle, Parallelism, Rescheduler, Reschedul
 from hetmem.system import papi_law
 from hetmem.system.base import Setup
 from hetmem.system.decoder_shape import WORD_BYTES
-from hetmem.system.gpu_group import COMPONENTS, Charges, GpuGroup, charge, legs
+from hetmem.system.gpu_group import Charges, GpuGroup, charge, legs
 
 HOST, FC_PIM, ATTN_PIM, DOWN, UP = "host", "fc-pim", "attn-pim", "attn-link.down", "attn-link.up"
 LINEAR = ("qkv", "proj", "up", "down")
@@ -323,5 +323,3 @@ class AttAccOnly(Papi):
     summary = "FC and attention in 1P1B stacks; the GPUs keep norms and all-reduce"
     preset = "attacc-only"
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-
-

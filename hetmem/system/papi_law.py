@@ -203,9 +203,7 @@ def attention_s(machine: PapiMachine, shape: DecoderShape, contexts: Sequence[in
     return pim_attention.pass_s(stack, longest, shape.head_dim) * passes * shape.layers
 
 
-def attention_energy(
-    machine: PapiMachine, shape: DecoderShape, totals: ContextTotals, tlp: int
-) -> ComponentEnergy:
+def attention_energy(machine: PapiMachine, shape: DecoderShape, totals: ContextTotals, tlp: int) -> ComponentEnergy:
     """Return the attention energy over ``totals``, all layers and stacks, ``tlp`` tokens per request."""
     heads, queries = _placed(machine, shape, tlp)
     one = pim_attention.request_energy(
@@ -239,17 +237,13 @@ def iteration(
         When the system does not run FC on ``side``.
     """
     if not contexts or tlp < 1:
-        raise ConfigError(
-            "iteration", f"expected running requests and tlp >= 1, not {len(contexts)} and {tlp}"
-        )
+        raise ConfigError("iteration", f"expected running requests and tlp >= 1, not {len(contexts)} and {tlp}")
     if side not in machine.sides:
         raise UnsupportedError(machine.name, f"FC never runs on {side}")
     tokens = len(contexts) * tlp
     attention = IterationCost(
         attention_s=attention_s(machine, shape, contexts, tlp),
-        attention_energy=attention_energy(
-            machine, shape, ContextTotals.of(machine.attention_stack, contexts), tlp
-        ),
+        attention_energy=attention_energy(machine, shape, ContextTotals.of(machine.attention_stack, contexts), tlp),
     )
     return fc(machine, shape, tokens, side) + around(machine, shape, tokens) + attention
 
@@ -272,9 +266,7 @@ def prefill(machine: PapiMachine, shape: DecoderShape, requests: int, prompt: in
         elementwise_energy=kernels.energy,
         link_energy=kernels.link_energy,
     ).scaled(shape.layers)
-    sent = IterationCost(
-        transfer_s=machine.link.transfer_s(gpus, kv_bytes), link_energy=link_energy(gpu, kv_bytes)
-    )
+    sent = IterationCost(transfer_s=machine.link.transfer_s(gpus, kv_bytes), link_energy=link_energy(gpu, kv_bytes))
     return weights + rest + sent
 
 
@@ -337,9 +329,7 @@ def batch_cost(
         if registers.tlp != step.tlp:  # software notified a change
             registers = evolve(registers, tlp=step.tlp)
         if registers.rlp != step.rlp:
-            raise ConservationError(
-                "requests", f"the scheduler counts {registers.rlp}, the batch runs {step.rlp}"
-            )
+            raise ConservationError("requests", f"the scheduler counts {registers.rlp}, the batch runs {step.rlp}")
         chosen = policy.decide(_view(machine, shape, registers, side, told=isinstance(policy, Oracle)))
         switches += side is not None and side is not chosen
         side = chosen

@@ -7,11 +7,11 @@
 * :class:`ReferenceExecutor`: a second, independent engine of task graphs, and :class:`RandomLoops` to try it on.
 """
 
+from hetmem.testing import parallelism as _parallelism  # noqa: F401 - registers its roles
 from hetmem.testing.conformance import check_policy, checks_for, parametrize_with_checks
 from hetmem.testing.device import DeviceUnderTest
 from hetmem.testing.random_graphs import RandomLoops
 from hetmem.testing.reference import ReferenceExecutor, drive
-from hetmem.testing import parallelism as _parallelism  # noqa: F401 - registers its roles
 from hetmem.testing.role import Role, register_role, role_of, roles
 from hetmem.testing.serving import ServingUnderTest
 

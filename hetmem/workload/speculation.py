@@ -134,9 +134,7 @@ class TokenCount:
         """Return what does not add up, a line each; empty when tokens are conserved."""
         found = []
         if self.emitted != self.accepted + self.steps - self.cut:
-            found.append(
-                f"emitted {self.emitted} != accepted {self.accepted} + steps {self.steps} - cut {self.cut}"
-            )
+            found.append(f"emitted {self.emitted} != accepted {self.accepted} + steps {self.steps} - cut {self.cut}")
         if self.drafted != self.accepted + self.rejected + self.discarded:
             found.append(
                 f"drafted {self.drafted} != accepted {self.accepted} + rejected {self.rejected}"
@@ -215,9 +213,7 @@ def static_batch(
         if not isinstance(law, AllAccepted):
             raise ConfigError("rng", "a law that draws needs a random stream")
         rng = np.random.default_rng(0)
-    running = [
-        (prompt + 1, output - 1) for prompt, output in zip(prompts, outputs, strict=True) if output > 1
-    ]
+    running = [(prompt + 1, output - 1) for prompt, output in zip(prompts, outputs, strict=True) if output > 1]
     steps = []
     while running:
         counts = [verify(remaining, tlp, law.accepted(tlp - 1, rng)) for _, remaining in running]

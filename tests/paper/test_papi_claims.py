@@ -103,8 +103,7 @@ def test_without_decay_the_gain_shrinks():
     for lengths in (outputs, (round(mean(outputs)),) * 64):
         steps = static_batch([40] * 64, lengths)
         ours, base = (
-            law.batch_cost(law.papi_machine(name), shape, steps, 40, 64).time_s
-            for name in ("papi", "a100-attacc")
+            law.batch_cost(law.papi_machine(name), shape, steps, 40, 64).time_s for name in ("papi", "a100-attacc")
         )
         gains.append(base / ours)
     assert gains[0] > 1.3

@@ -72,7 +72,7 @@ def test_every_policy_equals_its_closed_form(policies, policy):
     "option", [{"fc_law": "flat"}, {"attention_law": "flat"}, {"gqa_reuse": True}, {"alpha": 6.0}, {"decision_s": 1e-3}]
 )
 def test_every_option_reaches_the_run(option):
-    (name, value), = option.items()
+    ((name, value),) = option.items()
     settings = {"serving.tlp": 2, f"machine.papi.{name}": value}
     run, plain = (
         hm.simulate(

@@ -63,9 +63,7 @@ def test_four_units_per_bank_beat_one_threefold_at_multiples_of_four():
 
 
 def test_the_link_decides_the_transfer():
-    own, shared, fabric = (
-        step("papi", 4, 1, "pim", link=link).transfer_s for link in ("nvlink3", "pcie4", "cxl")
-    )
+    own, shared, fabric = (step("papi", 4, 1, "pim", link=link).transfer_s for link in ("nvlink3", "pcie4", "cxl"))
     moved = 80 * 4 * 8192 * 4 * 2
     assert own == pytest.approx(moved / (6 * 300e9))
     assert shared == pytest.approx(moved / 32e9)
@@ -133,13 +131,10 @@ def test_mean_of_iterations():
 
 def test_a_batch_costs_the_sum_of_its_iterations():
     machine = law.papi_machine("papi")
-    steps = static_batch(
-        [40] * 9, [5, 30, 90, 7, 60, 12, 33, 80, 21], 4, Geometric(0.6), rng.stream(7, "spec")
-    )
+    steps = static_batch([40] * 9, [5, 30, 90, 7, 60, 12, 33, 80, 21], 4, Geometric(0.6), rng.stream(7, "spec"))
     run = law.batch_cost(machine, LLAMA, steps, 40, 9, Threshold(20))
     singles = [
-        law.iteration(machine, LLAMA, one.contexts, 4, Side.GPU if one.rlp * 4 > 20 else Side.PIM)
-        for one in steps
+        law.iteration(machine, LLAMA, one.contexts, 4, Side.GPU if one.rlp * 4 > 20 else Side.PIM) for one in steps
     ]
     assert run.decode.time_s == pytest.approx(sum(one.time_s for one in singles), rel=1e-12)
     assert run.decode.energy_j == pytest.approx(sum(one.energy_j for one in singles), rel=1e-12)

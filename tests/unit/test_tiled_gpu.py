@@ -70,9 +70,7 @@ def test_all_reduce_is_latency_at_decode_and_bandwidth_at_prefill():
     assert law.all_reduce_s(GPU, 6, small) == pytest.approx(30e-6, rel=0.02)
     assert law.all_reduce_s(GPU, 1, small) == 0
     large = 1e11
-    assert law.all_reduce_s(GPU, 6, large) == pytest.approx(
-        5 * max(6.06e-6 + 0.009e-9 * large / 6, large / 6 / 300e9)
-    )
+    assert law.all_reduce_s(GPU, 6, large) == pytest.approx(5 * max(6.06e-6 + 0.009e-9 * large / 6, large / 6 / 300e9))
 
 
 def test_all_reduce_energy_counts_every_gpu_and_none_when_alone():
