@@ -93,7 +93,7 @@ class TiledGpu:
     def of(
         cls, card: GpuSpec, peer: Link | None, *, corrected_energy: bool = False, measured_ring: bool = False
     ) -> "TiledGpu":
-        """Return ``card`` under the tile law, at its own rates and efficiencies, linked to its peers by ``peer`` or its own.
+        """Return ``card`` under the tile law, at its own rates and efficiencies; None for ``peer`` takes its own link.
 
         ``measured_ring`` takes the link's measured all-reduce instead of the AttAcc simulator's.
 

@@ -10,6 +10,7 @@ Not modelled: skew between GPUs, embedding and head (as in AttAcc's tool), idle 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from hetmem import catalog
 from hetmem.engine.graph import Cost, GraphBuilder, Template
 from hetmem.engine.step import Plan
 from hetmem.errors import UnsupportedError
@@ -77,6 +78,9 @@ class GpuGroup(System):
             raise UnsupportedError(self.name, "its laws are for 16-bit weights, keys and values")
         if self.config.tile is None:
             raise UnsupportedError(self.name, "needs GPUs under the tile law")
+        if catalog.normalize(self.config.gpu.name) not in map(catalog.normalize, catalog.ids("tiled_gpus")):
+            known = ", ".join(catalog.ids("tiled_gpus"))
+            raise UnsupportedError(self.name, f"knows no tiles of {self.config.gpu.name}; it has those of {known}")
         self.tile: TileConfig = self.config.tile
         self.gpus = self.config.gpus
         self.shape = decoder_shape(self.name, self.model)

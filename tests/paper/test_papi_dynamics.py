@@ -133,8 +133,22 @@ def test_what_the_systems_cannot_run_is_refused():
         simulate("a100-attacc", policies={"reschedule": "gpu"})
     with pytest.raises(UnknownNameError, match="did you mean 'nvlink"):
         simulate(settings={"machine.pim.link": "nvlink5"})
+    with pytest.raises(UnsupportedError, match="knows no tiles of rtx-4090; it has those of a100a, h100-sxm-80gb"):
+        simulate(gpu="rtx-4090")
+    with pytest.raises(UnsupportedError, match="40 stacks do not divide over 6 devices"):
+        simulate("dgx-attacc", gpus=6, settings={})
     with pytest.raises(UnsupportedError, match="16-bit"):
         simulate(settings={"precision.weights_bits": 8})
+
+
+@pytest.mark.parametrize("system", ["papi", "dgx", "dgx-attacc"])
+def test_other_gpus_and_other_numbers_of_them(system):
+    one = simulate(system, settings={}, workload=hm.fixed(40, 4, 4))
+    fast = simulate(system, settings={}, workload=hm.fixed(40, 4, 4), gpu="h100-sxm-80gb")
+    few = simulate(system, settings={}, workload=hm.fixed(40, 4, 4), gpus=4)
+    assert fast.makespan_s < one.makespan_s
+    assert few.makespan_s != one.makespan_s
+    assert few.counters["kv_blocks_total"] <= one.counters["kv_blocks_total"]
 
 
 def test_energy_by_component_adds_up_and_shows_reuse():

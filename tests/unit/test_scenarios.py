@@ -14,8 +14,12 @@ SMALL = {
     "batch_sweep": ["--systems", "resident", "ndp-dimm", "--batches", "2", "1", "--output", "2"],
     "dimm_count": ["--dimms", "4", "16", "8", "--batch", "2", "--output", "2"],
     "papi_decay": ["--model", "llama-7b", "--batches", "4", "2", "--mean", "8"],
+    "papi_gains": ["--models", "llama-65b", "--batches", "4", "--tlps", "4", "2", "--baselines", "attacc-only"],
 }
-PRINTED = {"papi_decay": ("static, decaying", "continuous", "static, equal outputs", "gain in energy")}
+PRINTED = {
+    "papi_decay": ("static, decaying", "continuous", "static, equal outputs", "gain in energy"),
+    "papi_gains": ("alpha", "attacc-only energy"),
+}
 USUAL = ("ndp-dimm", "as-published", "fair", "datasheet")
 
 
