@@ -48,7 +48,12 @@ def figure(frame: pd.DataFrame, baselines: Sequence[str], title: str) -> plt.Fig
                     here = frame[frame["model"] == model].sort_values("tokens")
                     label = f"{baseline}, {model}"
                     ax.plot(
-                        here["tokens"], here[f"{baseline} {metric}"], marker, color=f"C{k}", label=label, markersize=8 - 2 * k
+                        here["tokens"],
+                        here[f"{baseline} {metric}"],
+                        marker,
+                        color=f"C{k}",
+                        label=label,
+                        markersize=8 - 2 * k,
                     )
             for alpha in sorted(frame["alpha"].unique()):
                 ax.axvline(alpha, color="#555555", linewidth=0.6, linestyle=":")

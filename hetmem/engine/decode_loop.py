@@ -75,6 +75,7 @@ class DecodeLoop:
         )
         self._with_contexts, self._ended, self._joined = with_contexts, 0, 0
         self.preemptions = self.finished = self.dropped = 0
+        self.delivered = 0  # tokens of finished requests
         self._generated = 0  # tokens of the requests that are finished or dropped
         self._waiting: list[tuple[tuple[int, int], int, Sequence]] = []
         self._arrived = 0
@@ -204,6 +205,7 @@ class DecodeLoop:
     def _finish(self, seq: Sequence, now: int) -> None:
         self.kv.give(seq.blocks)
         self.finished += 1
+        self.delivered += seq.output
         self._generated += seq.generated
         self.recorder.finished(seq, now)
         self._report()

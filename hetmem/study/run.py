@@ -40,7 +40,7 @@ class Run:
     busy_ps
         Ticks that each server was busy.
     output_tokens
-        Tokens emitted.
+        Tokens of the requests that finished.
     tables
         Further tables by name: the system's own, and where speculated tokens went.
     counters
