@@ -51,18 +51,24 @@ class Machine:
     memories: tuple[Memory, ...]
     base_w: float | None = field(default=0.0)
 
-    def elaborate(self, env: Clock) -> tuple[dict[str, Server], Ledger]:
-        """Return the running servers and the empty ledger; raise what :meth:`check` does."""
-        self.check()
-        return {unit.name: Server(env, unit.name) for unit in self.units}, self._ledger()
+    def elaborate(self, env: Clock, enforced: bool = True) -> tuple[dict[str, Server], Ledger]:
+        """Return the running servers and the empty ledger, whose capacities may be left unenforced.
 
-    def lanes(self) -> tuple[dict[str, Lane], Ledger]:
-        """Return the lanes and the empty ledger; raise what :meth:`check` does."""
+        Raises
+        ------
+        ConfigError
+            What :meth:`check` raises.
+        """
         self.check()
-        return {unit.name: Lane(unit.name, number) for number, unit in enumerate(self.units)}, self._ledger()
+        return {unit.name: Server(env, unit.name) for unit in self.units}, self._ledger(enforced)
 
-    def _ledger(self) -> Ledger:
-        return Ledger({memory.name: memory.capacity_bytes for memory in self.memories})
+    def lanes(self, enforced: bool = True) -> tuple[dict[str, Lane], Ledger]:
+        """Return the lanes that stand for the servers, and the same ledger; raise the same."""
+        self.check()
+        return {unit.name: Lane(unit.name, number) for number, unit in enumerate(self.units)}, self._ledger(enforced)
+
+    def _ledger(self, enforced: bool) -> Ledger:
+        return Ledger({memory.name: memory.capacity_bytes for memory in self.memories}, enforced)
 
     def check(self) -> None:
         """Refuse a machine that contradicts itself.

@@ -40,7 +40,9 @@ class Run:
     busy_ps
         Ticks that each server was busy.
     output_tokens
-        Tokens emitted.
+        Tokens of the requests that finished.
+    tables
+        Further tables by name: the system's own, and where speculated tokens went.
     counters
         Steps, events, preemptions and the KV blocks of the run.
     """
@@ -55,6 +57,7 @@ class Run:
     busy_ps: Mapping[str, int]
     output_tokens: int
     counters: Mapping[str, int]
+    tables: Mapping[str, Table]
     configuration: Mapping[str, Any] = field(repr=False)
 
     @property
@@ -118,7 +121,7 @@ class Run:
         tables: dict[str, Any] = {"requests": self.requests, "steps": self.steps, "utilization": self.utilization}
         if self.tasks is not None:
             tables["tasks"] = self.tasks
-        tables["energy"] = self.energy
+        tables |= {**self.tables, "energy": self.energy}
         manifest = {
             "configuration": self.configuration,
             "summary": self.summary(),
