@@ -67,6 +67,8 @@ class Options:
         Cut requests that exceed the model's context instead of dropping them.
     seed
         Seed of every random stream.
+    engine
+        auto works each step out as fast as is exact; event is the reference, a process per device: equal tables.
     save
         Directory for Parquet tables and a manifest.
     json
@@ -88,6 +90,7 @@ class Options:
     set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=(), consume_multiple=False)] = field(default=())
     truncate: Annotated[bool, Parameter(negative=())] = False
     seed: int = 0
+    engine: Literal["auto", "event"] = "auto"
     save: Path | None = None
     json: Annotated[bool, Parameter(negative=())] = False
 
@@ -103,6 +106,7 @@ class Options:
             "rate": self.rate, "gpu": self.gpu, "gpus": self.gpus, "dimms": self.dimms,
             "multipliers": self.multipliers, "policies": _pairs("policy", self.policy),
             "settings": _pairs("set", self.set_), "truncate": self.truncate, "seed": self.seed,
+            "engine": self.engine,
         }  # fmt: skip
 
 
@@ -212,6 +216,29 @@ def show_command(name: str, /, *, json: Annotated[bool, Parameter(negative=())] 
         _print_json(found)
     else:
         show.fact_tables(found)
+    return 0
+
+
+@app.command(name="bench")
+def bench_command(*, full: Annotated[bool, Parameter(negative=())] = False,
+                  json: Annotated[bool, Parameter(negative=())] = False) -> int:  # fmt: skip
+    """Measure the simulator's own speed and memory, in units of a bare SimPy timeout.
+
+    Parameters
+    ----------
+    full
+        Serve up to a million requests, which takes minutes; otherwise up to ten thousand.
+    json
+        Print JSON.
+    """
+    from hetmem.study.bench import bench
+
+    with show.waiting("measuring"):
+        found = bench(full)
+    if json:
+        _print_json(found)
+    else:
+        show.figures(found)
     return 0
 
 

@@ -189,6 +189,15 @@ def table(rows: Sequence[dict[str, Any]]) -> None:
     console().print(grid)
 
 
+def figures(found: dict[str, Any]) -> None:
+    """Print figures by name, those that depend on something with a row for each."""
+    rows = []
+    for name, value in found.items():
+        for case, figure in value.items() if isinstance(value, dict) else [("", value)]:
+            rows.append({"figure": name, "of": case, "value": f"{figure:.4g}"})
+    table(rows)
+
+
 def facts(name: str) -> list[dict[str, Any]]:
     """Return all that the catalogue knows under ``name``: a dictionary per entry, each value with source and grade.
 

@@ -253,7 +253,7 @@ class Evaluator:
         elif heap:
             tick, key = heap[0][:2]
             self._call(max(tick, env.now), COMPLETION if key < 0 else ARBITRATION)
-        elif self._horizon > (env.now if self._tracing else max(env.now, self._gates_until)):
+        elif self._horizon > max(env.now, self._gates_until):
             self._call(self._horizon, ARBITRATION)  # the clock runs to the end of all work
 
     def _serve(self, sub: _Submission, tasks: Sequence[int], tick: int) -> bool:
@@ -301,16 +301,12 @@ class Evaluator:
         template, lane = sub.graph.template, sub.lanes[task]
         cls, chunk = template.classes[task], template.chunk_ps[task]
         lane.queue_up([cls, tick, sub.key + task, sub.ps[task], chunk, sub, task, -1])
-        lane.watched += self._matters(sub, task)
+        lane.watched += bool(sub.kinds[task] & WATCHED)
         self._watch(lane)
         return True
 
-    def _matters(self, sub: _Submission, task: int) -> bool:
-        """Return whether the end of a queued task must be known when it comes."""
-        return self._tracing or bool(sub.kinds[task] & WATCHED)
-
     def _queued_ended(self, sub: _Submission, task: int, start: int, end: int) -> None:
-        sub.lanes[task].watched -= self._matters(sub, task)
+        sub.lanes[task].watched -= bool(sub.kinds[task] & WATCHED)
         if self._tracing:
             self._note(sub, task, start, end)
         self._done(sub, task, end)
@@ -422,6 +418,9 @@ class Evaluator:
 
     def _report(self, now: int) -> None:
         on_task: Callable[..., None] | None = self.on_task
+        if on_task is not None:
+            for lane in self.servers.values():
+                lane.advance(now)
         while on_task is not None and self._rows and self._rows[0][0] <= now:
             on_task(*heappop(self._rows)[2:])
 

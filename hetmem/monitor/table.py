@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CHUNK_ROWS = 8192
+_LOOSE_ROWS = 512  # rows kept as they come, before they are taken apart into columns all at once
 
 
 class Table:
@@ -36,19 +37,20 @@ class Table:
         self._text = [name if code == "s" else None for name, code in columns.items()]
         self._spool: BinaryIO | None = None
         self._spooled = 0
+        self._loose: list[Sequence[Any]] = []
+        self._room = _LOOSE_ROWS
 
     def __len__(self) -> int:
-        return self._spooled + len(self._open[0])
+        return self._spooled + len(self._open[0]) + len(self._loose)
 
     def append(self, row: Sequence[Any]) -> None:
         """Append one row, its values in the order of the columns."""
-        for column, text, value in zip(self._open, self._text, row, strict=True):
-            if text is not None:
-                words = self._words[text]
-                value = words.setdefault(value, len(words))
-            column.append(value)
-        if len(self._open[0]) == CHUNK_ROWS:
-            self._flush()
+        if len(row) != len(self._open):
+            longer = "longer" if len(row) > len(self._open) else "shorter"
+            raise ValueError(f"a row of {len(row)} values is {longer} than the {len(self._open)} columns")
+        self._loose.append(row)
+        if len(self._loose) >= self._room:
+            self._settle()
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """Return one column as an array; text as an object array.
@@ -58,6 +60,7 @@ class Table:
         KeyError
             When there is no such column.
         """
+        self._settle()
         index = list(self.columns).index(name) if name in self.columns else -1
         if index < 0:
             raise KeyError(name)
@@ -84,6 +87,7 @@ class Table:
         """Write the table to ``path``, a chunk at a time, compressed with zstd."""
         import pyarrow.parquet as pq
 
+        self._settle()
         schema = self._schema()
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for chunk in range(self._spooled // CHUNK_ROWS):
@@ -109,6 +113,21 @@ class Table:
                 words = list(self._words[text])
                 filled.append(pa.array([words[code] for code in values], kind))
         return pa.table(filled, schema=schema)
+
+    def _settle(self) -> None:
+        """Take the loose rows apart; send a chunk to the file when it is full."""
+        if self._loose:
+            values = zip(*self._loose, strict=True)
+            for column, text, items in zip(self._open, self._text, values, strict=True):
+                if text is None:
+                    column.extend(items)
+                else:
+                    words = self._words[text]
+                    column.extend([words.setdefault(item, len(words)) for item in items])
+            self._loose.clear()
+        if len(self._open[0]) == CHUNK_ROWS:
+            self._flush()
+        self._room = min(_LOOSE_ROWS, CHUNK_ROWS - len(self._open[0]))
 
     def _flush(self) -> None:
         if self._spool is None:

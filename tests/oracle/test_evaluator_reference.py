@@ -65,6 +65,11 @@ def same(case):
     assert run("evaluator", case, observed=False)[1:] == (*rest,), case
 
 
+def all_the_same(seeds):
+    for seed in range(seeds):
+        same(RandomLoops(seed))
+
+
 @pytest.mark.parametrize("first", range(0, 400, SEEDS_AT_ONCE))
 def test_logs_gates_and_counters_agree_on_random_graphs(first):
     for seed in range(first, first + SEEDS_AT_ONCE):
@@ -92,8 +97,7 @@ def test_the_oracle_finds_queued_work_that_ends_unseen(monkeypatch):
     earliest = Lane.earliest_end
     monkeypatch.setattr(Lane, "earliest_end", lambda lane: earliest(lane) + 1)
     with pytest.raises(AssertionError):
-        for seed in range(40):
-            same(RandomLoops(seed))
+        all_the_same(40)
 
 
 def test_the_oracle_finds_decisions_made_before_their_time(monkeypatch):
@@ -101,8 +105,7 @@ def test_the_oracle_finds_decisions_made_before_their_time(monkeypatch):
     advance = Evaluator._advance
     monkeypatch.setattr(Evaluator, "_advance", lambda self, decided: advance(self, decided + 10))
     with pytest.raises(AssertionError):
-        for seed in range(40):
-            same(RandomLoops(seed))
+        all_the_same(40)
 
 
 # -- steps of the same template: the compiled way --------------------------------------------------------------------
@@ -135,7 +138,7 @@ class Repeated:
             for step in range(self.steps):
                 moved = 0 if rng.random() < 0.1 else 1
                 costs = {
-                    slot: Cost(ticks := rng.randint(1, self.jitter) * (slot != "t0" or moved), 0, 0)
+                    slot: Cost(rng.randint(1, self.jitter) * (slot != "t0" or moved), 0, 0)
                     if slot == "t0" or any(
                         name is None and used == slot
                         for name, used in zip(self.template.servers, self.template.slots, strict=True)

@@ -90,12 +90,20 @@ def test_a_task_per_layer_gives_the_ticks_of_one_for_all_alike(system, assumptio
 
 def decode_step(system, **options):
     """Return (events, tasks) of one decode step: the difference a further output token makes."""
+    options = {"engine": "event"} | options
     shorter, longer = (run(system, workload=fixed(16, n, 1), **options).counters for n in (5, 6))
     assert longer["steps"] == shorter["steps"] + 1
     return longer["events"] - shorter["events"], longer["tasks"] - shorter["tasks"]
 
 
 CONTROL = 3  # the gate, the outcome, and the scheduler's wake
+
+
+@pytest.mark.parametrize("system", ["resident", "accelerate", "ndp-dimm"])
+def test_the_evaluator_takes_an_arbitration_for_all_tasks_of_a_step(system):
+    events, tasks = decode_step(system, engine="auto")
+    assert events == 1 + CONTROL
+    assert tasks > 10
 
 
 @pytest.mark.parametrize("unroll", [False, True])
