@@ -105,7 +105,10 @@ def test_papi_is_never_slower_than_either_fixed_side_in_any_iteration():
 
 
 def test_unrolled_layers_give_the_same_ticks():
-    whole, unrolled = (simulate(settings=FLAT | {"serving.unroll_layers": flag}) for flag in (False, True))
+    whole, unrolled = (
+        simulate(settings=FLAT | {"serving.unroll_layers": flag}, workload=lognormal(40, 12, 0.8, 20))
+        for flag in (False, True)
+    )
     assert unrolled.makespan_s == pytest.approx(whole.makespan_s, rel=1e-9)
     assert unrolled.energy.total_j == pytest.approx(whole.energy.total_j, rel=1e-12)
     for name in ("fc_ps", "attention_ps", "all_reduce_ps", "transfer_ps"):
@@ -149,6 +152,36 @@ def test_other_gpus_and_other_numbers_of_them(system):
     assert fast.makespan_s < one.makespan_s
     assert few.makespan_s != one.makespan_s
     assert few.counters["kv_blocks_total"] <= one.counters["kv_blocks_total"]
+
+
+@pytest.mark.parametrize("system", ["papi", "attacc-only", "dgx-attacc"])
+def test_units_at_other_levels_are_slower(system):
+    times = [
+        simulate(
+            system, workload=hm.fixed(200, 6, 32), policies={"reschedule": "pim"} if system == "papi" else {},
+            settings={"machine.pim.level": level, "machine.pim.power_limit": limit},
+        ).makespan_s
+        for level in ("bank", "bank-group", "buffer")
+        for limit in (False, True)
+    ]  # fmt: skip
+    bank, bank_limited, group, group_limited, buffer, buffer_limited = times
+    assert bank < bank_limited < group_limited
+    assert bank < group < group_limited < buffer
+    assert buffer == buffer_limited  # the channels hold it back, not power
+
+
+def test_a_saved_run_keeps_its_iterations(tmp_path):
+    import pandas as pd
+
+    done = simulate()
+    folder = done.save(tmp_path / "run")
+    iterations = pd.read_parquet(folder / "iterations.parquet")
+    assert len(iterations) == sum(done.counters[f"iterations_{side}"] for side in ("gpu", "pim"))
+    assert set(iterations["side"]) == {"gpu", "pim"}
+    components = [name for name in iterations if name.endswith("_fj")]
+    assert len(components) == 8
+    assert 0 < iterations[components].to_numpy().sum() < done.energy.total_fj  # the prefill is not in it
+    assert len(pd.read_parquet(folder / "speculation.parquet")) == (done.requests.column("output_tokens") > 1).sum()
 
 
 def test_energy_by_component_adds_up_and_shows_reuse():
