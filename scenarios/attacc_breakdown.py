@@ -60,6 +60,7 @@ def figure(frame: pd.DataFrame, title: str) -> plt.Figure:
                 ax.bar(x, height, 0.6, base, color=f"C{k}", label=server)
                 base = base + height
             ax.hlines(here["iteration (ms)"], x - 0.4, x + 0.4, color="black", label="iteration")
+            ax.margins(y=0.08)
             ax.set_xticks(x, list(here["system"]))
             ax.set(title=f"batch {batch}")
         axes[0][0].set_ylabel("ms per decode iteration")
