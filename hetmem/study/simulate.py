@@ -10,6 +10,7 @@ from hetmem.engine.floor import FloorCheck
 from hetmem.engine.kv_cache import KvCache
 from hetmem.engine.scheduler import Scheduler
 from hetmem.errors import CapacityError, ConservationError, UnsupportedError
+from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.clock import Clock
 from hetmem.hardware.config import MachineConfig
 from hetmem.hardware.ledger import Ledger
@@ -29,7 +30,8 @@ Progress = Callable[[int, int], None]
 
 def simulate(
     system: str | type[System], *, model: str | ModelSpec, workload: Any = "chat",
-    machine: MachineConfig | None = None, trace: bool = False, progress: Progress | None = None, **options: Any,
+    machine: MachineConfig | BoardConfig | None = None, trace: bool = False, progress: Progress | None = None,
+    **options: Any,
 ) -> Run:  # fmt: skip
     """Simulate one system serving one workload, and return the run.
 
@@ -116,7 +118,6 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
     return Run(
         scenario=asked, requests=recorder.requests, steps=recorder.steps, utilization=recorder.utilization,
         tasks=recorder.tasks, energy=_energy(machine, servers, env.now, planner.spent_fj()), elapsed_ps=env.now,
-        tables={**planner.tables(), **loop.tables()},
         busy_ps={name: server.busy_at(env.now) for name, server in servers.items()},
         output_tokens=loop.delivered,
         counters={
@@ -129,6 +130,7 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
         configuration=unstructured(config) | {"workload": asked.workload.describe(), "seed": asked.seed,
                                               "assumptions": asked.assumptions, "dimm_preset": asked.dimm_preset,
                                               "decisions": dict(planner.decisions())},
+        noted={**planner.tables(), **loop.tables()},
     )  # fmt: skip
 
 

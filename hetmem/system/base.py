@@ -13,7 +13,8 @@ from attrs import Factory, field, frozen
 
 from hetmem.engine.graph import Template
 from hetmem.engine.step import Plan, StepOutcome, StepView
-from hetmem.errors import UnsupportedError
+from hetmem.errors import ConfigError, UnsupportedError
+from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.config import MachineConfig
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine
@@ -36,7 +37,7 @@ class Setup:
 
     model: ModelSpec
     precision: Precision
-    machine: MachineConfig
+    machine: MachineConfig | BoardConfig
     assumptions: str
     batch: int
     longest: int
@@ -67,6 +68,8 @@ class System(ABC):
     needs_contexts: ClassVar[bool] = False
     #: Whether it can run a draft model.
     drafts: ClassVar[bool] = False
+    #: Whether it runs on GPUs, or else on a board of memories with compute chips.
+    has_gpus: ClassVar[bool] = True
 
     def __init__(self, setup: Setup) -> None:
         if self.moe_only and not setup.model.n_experts:
@@ -74,7 +77,13 @@ class System(ABC):
         if setup.draft is not None and not self.drafts:
             raise UnsupportedError(self.name, f"has no place to run a draft model ({setup.draft.id})")
         self.setup = setup
-        self.model, self.precision, self.config = setup.model, setup.precision, setup.machine
+        self.model, self.precision = setup.model, setup.precision
+        if isinstance(setup.machine, MachineConfig):
+            self.config = setup.machine
+        else:
+            self.board = setup.machine
+        if isinstance(setup.machine, MachineConfig) is not self.has_gpus:
+            raise ConfigError("machine", f"{self.name} runs on {'GPUs' if self.has_gpus else 'a board'}, not on this")
         self.templates: dict[Any, Template] = {}
 
     @abstractmethod
@@ -117,10 +126,6 @@ class System(ABC):
         """Return what the system counts besides what every run does."""
         return {}
 
-    def tables(self) -> Mapping[str, Table]:
-        """Return the tables that the system keeps besides those of every run."""
-        return {}
-
     @abstractmethod
     def floor_s(self, view: StepView) -> float:
         """Return a bound that no step can beat: the bytes it must read over the peak rates that they come at.
@@ -146,6 +151,10 @@ class System(ABC):
         """Return the KV bytes that the attention of a step reads at least."""
         shapes = (shape for shape in (view.prefill, view.decode) if shape is not None)
         return sum(shape.kv_tokens for shape in shapes) * self.model.kv_bytes_per_token(self.precision)
+
+    def tables(self) -> Mapping[str, Table]:
+        """Return what the system itself noted during the run, as tables by name."""
+        return {}
 
     def layer_blocks(self, first: int = 0, count: int | None = None) -> list[tuple[str, int]]:
         """Return (label, number) of the runs of equal layers to lower as one: each layer when unrolled."""

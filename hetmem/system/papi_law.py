@@ -132,7 +132,7 @@ def papi_machine(
         When the catalogue has no such system, link or GPU.
     """
     config = preset(name, assumed)
-    if config.tile is None or config.pim is None or config.papi is None:
+    if not isinstance(config, MachineConfig) or config.tile is None or config.pim is None or config.papi is None:
         raise UnsupportedError(name, "is not one of PAPI's systems")
     return machine_of(
         name,
