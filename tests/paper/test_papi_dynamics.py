@@ -64,8 +64,28 @@ def test_a_switch_moves_no_bytes_and_holds_nothing_new():
     moved = {server for server in set(servers) if "link" in server}
     assert moved == {"attn-link.down", "attn-link.up", "gpu-link"}
     # Weights stay where they were allocated: what the stacks read is weights only, in whole passes.
-    blocks = done.steps.column("kv_blocks")
-    assert (blocks >= 0).all()
+    weights = 80 * 2 * hidden * (4 * hidden + 3 * 22016)
+    in_stacks = step[table.column("side") == "pim"]
+    for k in in_stacks[:5]:
+        tokens = 2 * table.column("rlp")[step == k][0]
+        assert n_bytes[(servers == "fc-pim") & (owners == k)].sum() == weights * -(-tokens // 4)
+
+
+def test_a_switch_that_moves_weights_is_an_error(monkeypatch):
+    from hetmem.errors import ConservationError
+    from hetmem.system.papi import Papi
+
+    links = Papi._links
+
+    def moves(self, tokens):
+        charges = links(self, tokens)
+        cost = charges["send"].cost
+        charges["send"] = charges["send"]._replace(cost=cost._replace(bytes=cost.bytes + 1))
+        return charges
+
+    monkeypatch.setattr(Papi, "_links", moves)
+    with pytest.raises(ConservationError, match="a switch moves nothing violated: 1 bytes cross the links"):
+        simulate()
 
 
 def test_weights_and_keys_never_move_in_the_ledger(monkeypatch):
@@ -104,6 +124,20 @@ def test_papi_is_never_slower_than_either_fixed_side_in_any_iteration():
     np.testing.assert_array_equal(fc["threshold"], best)  # the flat law crosses once
 
 
+def test_a_policy_of_ones_own_may_look_at_both_times():
+    from attrs import frozen
+
+    from hetmem.policy.reschedule import RescheduleView, Side
+
+    @frozen
+    class TwiceAsFast:
+        def decide(self, view: RescheduleView) -> Side:
+            return Side.GPU if 2 * view.fc_s[Side.GPU] < view.fc_s[Side.PIM] else Side.PIM
+
+    own, oracle = (simulate(policies={"reschedule": policy}) for policy in (TwiceAsFast(), "oracle"))
+    assert 0 < own.counters["iterations_gpu"] < oracle.counters["iterations_gpu"]
+
+
 def test_unrolled_layers_give_the_same_ticks():
     whole, unrolled = (
         simulate(settings=FLAT | {"serving.unroll_layers": flag}, workload=lognormal(40, 12, 0.8, 20))
@@ -112,9 +146,7 @@ def test_unrolled_layers_give_the_same_ticks():
     assert unrolled.makespan_s == pytest.approx(whole.makespan_s, rel=1e-9)
     assert unrolled.energy.total_j == pytest.approx(whole.energy.total_j, rel=1e-12)
     for name in ("fc_ps", "attention_ps", "all_reduce_ps", "transfer_ps"):
-        np.testing.assert_array_equal(
-            unrolled.noted["iterations"].column(name), whole.noted["iterations"].column(name)
-        )
+        np.testing.assert_array_equal(unrolled.noted["iterations"].column(name), whole.noted["iterations"].column(name))
 
 
 def test_keys_and_values_that_do_not_fit_are_refused():
