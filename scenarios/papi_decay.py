@@ -53,7 +53,7 @@ def table(pairs: dict[tuple[int, str], tuple[Run, Run]]) -> pd.DataFrame:
     """Return a line per batch and case."""
     lines = []
     for (batch, case), (base, papi) in pairs.items():
-        iterations = papi.noted["iterations"]
+        iterations = papi.tables["iterations"]
         tokens = iterations.column("rlp") * iterations.column("tlp")
         lines.append(
             {
@@ -76,7 +76,7 @@ def figure(pairs: dict[tuple[int, str], tuple[Run, Run]], batch: int, title: str
     with plot.style():
         fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
         papi = pairs[batch, "static, decaying"][1]
-        iterations, steps = papi.noted["iterations"], papi.steps
+        iterations, steps = papi.tables["iterations"], papi.steps
         end = steps.column("end_ps")[iterations.column("step")] * 1e-12
         tokens = iterations.column("rlp") * iterations.column("tlp")
         for side, colour in COLOURS.items():

@@ -51,14 +51,14 @@ class Assumptions:
         Whether a prefill streams resident weights too.
     flexgen_resident
         Whether FlexGen may keep weights in GPU memory.
-    attacc_accounting
-        Whether GPUs with PIM stacks follow the accounts of AttAcc's simulator; measured efficiencies otherwise.
     link_efficiency
         Whether links between chips are charged with what such links achieve.
     gqa_reuse
         Whether a board's chips read a key/value head once for all its query heads.
     decoder_only
         Whether a board computes decoder layers only, without embedding and head.
+    attacc_accounting
+        Whether GPUs with PIM stacks follow the accounts of AttAcc's simulator; measured efficiencies otherwise.
     """
 
     name: str
@@ -75,10 +75,10 @@ class Assumptions:
     dram_efficiency: bool
     prefill_streams_all: bool
     flexgen_resident: bool
-    attacc_accounting: bool
     link_efficiency: bool
     gqa_reuse: bool
     decoder_only: bool
+    attacc_accounting: bool
 
 
 @frozen(kw_only=True)
@@ -240,8 +240,8 @@ def machine(
         When a part is not in the catalogue, or the machine has no such part.
     """
     entry = catalog.entry("machines", preset)
-    belief = assumptions(assumed)
     if is_board(entry):
+        belief = assumptions(assumed)
         for name, value in (("gpu", gpu_id), ("gpus", gpus), ("dimms", dimms), ("multipliers", multipliers)):
             if value is not None:
                 raise ConfigError(name, f"machine {preset} has none")
@@ -249,7 +249,18 @@ def machine(
             entry, sustained=belief.dram_efficiency, link_efficiency=belief.link_efficiency,
             gqa_reuse=belief.gqa_reuse, decoder_only=belief.decoder_only,
         )  # fmt: skip
-    parts = structure(MachinePreset, entry)
+    return gpu_machine(
+        preset, assumed, gpu_id=gpu_id, gpus=gpus, dimms=dimms, multipliers=multipliers, dimm_preset=dimm_preset
+    )
+
+
+def gpu_machine(
+    preset: str, assumed: str = "fair", *, gpu_id: str | None = None, gpus: int | None = None,
+    dimms: int | None = None, multipliers: int | None = None, dimm_preset: str = "datasheet",
+) -> MachineConfig:  # fmt: skip
+    """Return the machine of a ``preset`` with GPUs; arguments and errors as of :func:`machine`."""
+    parts = structure(MachinePreset, catalog.entry("machines", preset))
+    belief = assumptions(assumed)
     card = gpu(gpu_id or parts.gpu)
     if not parts.tiled:
         card = _believed_gpu(card, belief)

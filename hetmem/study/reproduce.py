@@ -69,8 +69,8 @@ def reproductions() -> dict[str, Reproduction]:
     from hetmem.study.reproduce_papi import papi
 
     return {
-        "hermes-baselines": hermes_baselines, "dram": dram, "links": links, "h2m2": h2m2, "papi": papi,
-        "attacc": attacc,
+        "hermes-baselines": hermes_baselines, "h2m2": h2m2, "papi": papi, "attacc": attacc, "dram": dram,
+        "links": links,
     }  # fmt: skip
 
 

@@ -269,7 +269,7 @@ def _bound() -> Iterator[Row]:
 
 def iteration_sum(done: Run, term: str) -> float:
     """Return the seconds of one term over all iterations of a run."""
-    return float(done.noted["iterations"].column(term).sum()) * 1e-12
+    return float(done.tables["iterations"].column(term).sum()) * 1e-12
 
 
 def _fc() -> Iterator[Row]:

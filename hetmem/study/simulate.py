@@ -118,6 +118,7 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
     return Run(
         scenario=asked, requests=recorder.requests, steps=recorder.steps, utilization=recorder.utilization,
         tasks=recorder.tasks, energy=_energy(machine, servers, env.now, planner.spent_fj()), elapsed_ps=env.now,
+        tables={**planner.tables(), **loop.tables()},
         busy_ps={name: server.busy_at(env.now) for name, server in servers.items()},
         output_tokens=loop.delivered,
         counters={
@@ -130,7 +131,6 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
         configuration=unstructured(config) | {"workload": asked.workload.describe(), "seed": asked.seed,
                                               "assumptions": asked.assumptions, "dimm_preset": asked.dimm_preset,
                                               "decisions": dict(planner.decisions())},
-        noted={**planner.tables(), **loop.tables()},
     )  # fmt: skip
 
 

@@ -16,8 +16,8 @@ from hetmem.system.zero_inference import ZeroInference
 
 #: Every system, in the order in which comparisons list them.
 SYSTEMS: tuple[type[System], ...] = (
-    Resident, ZeroInference, FlexGen, Accelerate, NdpDimm, H2m2, LpddrOnly, Hierarchical, MultiHbm,
-    Papi, PapiPimOnly, A100AttAcc, A100HbmPim, AttAccOnly, Dgx, DgxAttAcc,
+    Resident, ZeroInference, FlexGen, Accelerate, NdpDimm, H2m2, LpddrOnly, Hierarchical, MultiHbm, Papi, PapiPimOnly,
+    A100AttAcc, A100HbmPim, AttAccOnly, Dgx, DgxAttAcc,
 )  # fmt: skip
 
 

@@ -64,12 +64,12 @@ class System(ABC):
     moe_only: ClassVar[str | None] = None
     #: Whether weights are split over near-data DIMMs, so that a DIMM preset matters.
     has_dimms: ClassVar[bool] = False
+    #: Whether it runs on GPUs, or else on a board of memories with compute chips.
+    has_gpus: ClassVar[bool] = True
     #: Whether its plans need the context of each decoding sequence.
     needs_contexts: ClassVar[bool] = False
     #: Whether it can run a draft model.
     drafts: ClassVar[bool] = False
-    #: Whether it runs on GPUs, or else on a board of memories with compute chips.
-    has_gpus: ClassVar[bool] = True
 
     def __init__(self, setup: Setup) -> None:
         if self.moe_only and not setup.model.n_experts:
@@ -126,6 +126,10 @@ class System(ABC):
         """Return what the system counts besides what every run does."""
         return {}
 
+    def tables(self) -> Mapping[str, Table]:
+        """Return the tables that the system keeps besides those of every run."""
+        return {}
+
     @abstractmethod
     def floor_s(self, view: StepView) -> float:
         """Return a bound that no step can beat: the bytes it must read over the peak rates that they come at.
@@ -151,10 +155,6 @@ class System(ABC):
         """Return the KV bytes that the attention of a step reads at least."""
         shapes = (shape for shape in (view.prefill, view.decode) if shape is not None)
         return sum(shape.kv_tokens for shape in shapes) * self.model.kv_bytes_per_token(self.precision)
-
-    def tables(self) -> Mapping[str, Table]:
-        """Return what the system itself noted during the run, as tables by name."""
-        return {}
 
     def layer_blocks(self, first: int = 0, count: int | None = None) -> list[tuple[str, int]]:
         """Return (label, number) of the runs of equal layers to lower as one: each layer when unrolled."""

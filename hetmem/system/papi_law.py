@@ -20,7 +20,7 @@ from hetmem.hardware import pim_attention
 from hetmem.hardware.attention_link import AttentionLink
 from hetmem.hardware.component_energy import ComponentEnergy
 from hetmem.hardware.config import MachineConfig
-from hetmem.hardware.config import machine as preset
+from hetmem.hardware.config import gpu_machine as preset
 from hetmem.hardware.pim import PimStack, fc_on_pim, pim_stack
 from hetmem.hardware.pim_attention import ContextTotals
 from hetmem.hardware.pim_config import ATTENTION_LAWS, FC_LAWS
@@ -132,7 +132,7 @@ def papi_machine(
         When the catalogue has no such system, link or GPU.
     """
     config = preset(name, assumed)
-    if not isinstance(config, MachineConfig) or config.tile is None or config.pim is None or config.papi is None:
+    if config.tile is None or config.pim is None or config.papi is None:
         raise UnsupportedError(name, "is not one of PAPI's systems")
     return machine_of(
         name,

@@ -19,7 +19,7 @@ def simulate(system="papi", workload=DECAY, **options):
 
 def test_the_side_changes_when_the_parallelism_crosses_the_threshold():
     done = simulate()
-    table = done.noted["iterations"]
+    table = done.tables["iterations"]
     tokens = table.column("rlp") * table.column("tlp")
     side, switched = table.column("side"), table.column("switched")
     assert done.configuration["decisions"]["alpha"] == 28
@@ -33,9 +33,9 @@ def test_the_side_changes_when_the_parallelism_crosses_the_threshold():
 
 def test_hysteresis_delays_the_switch():
     plain, late = (simulate(settings=FLAT | {"machine.papi.hysteresis": h}) for h in (0, 12))
-    first = [np.flatnonzero(run.noted["iterations"].column("switched"))[0] for run in (plain, late)]
+    first = [np.flatnonzero(run.tables["iterations"].column("switched"))[0] for run in (plain, late)]
     assert first[1] > first[0]
-    table = late.noted["iterations"]
+    table = late.tables["iterations"]
     assert table.column("rlp")[first[1]] * 2 <= 28 - 12
 
 
@@ -43,16 +43,16 @@ def test_a_batch_that_grows_again_switches_back():
     done = simulate(
         workload=lognormal(40, 60, 0.8, 96), batch=32, policies={"batching": "static"},
     )  # fmt: skip
-    side = done.noted["iterations"].column("side")
+    side = done.tables["iterations"].column("side")
     assert done.counters["switches"] >= 3
     assert side[0] == "gpu"
-    assert (np.diff(done.noted["iterations"].column("rlp")) > 0).any()
+    assert (np.diff(done.tables["iterations"].column("rlp")) > 0).any()
 
 
 def test_a_switch_moves_no_bytes_and_holds_nothing_new():
     """The bytes on the links of a step are those of its activations, whether the side changed or not."""
     done = simulate(trace=True)
-    table, tasks = done.noted["iterations"], done.tasks
+    table, tasks = done.tables["iterations"], done.tasks
     step = table.column("step")
     at = step[np.flatnonzero(table.column("switched"))]
     assert len(at) == 1
@@ -109,7 +109,7 @@ def test_weights_and_keys_never_move_in_the_ledger(monkeypatch):
 
 def test_the_decision_is_charged_on_the_host():
     free, charged = (simulate(settings=FLAT | {"machine.papi.decision_s": s}) for s in (0.0, 1e-3))
-    steps = len(charged.noted["iterations"])
+    steps = len(charged.tables["iterations"])
     assert charged.makespan_s - free.makespan_s == pytest.approx(steps * 1e-3)
     assert charged.busy_ps["host"] == steps * 10**9
     assert simulate().busy_ps["host"] == steps * 10**7  # 10 us by default
@@ -118,7 +118,7 @@ def test_the_decision_is_charged_on_the_host():
 
 def test_papi_is_never_slower_than_either_fixed_side_in_any_iteration():
     runs = {name: simulate(policies={"reschedule": name}) for name in ("threshold", "gpu", "pim", "oracle")}
-    fc = {name: run.noted["iterations"].column("fc_ps") for name, run in runs.items()}
+    fc = {name: run.tables["iterations"].column("fc_ps") for name, run in runs.items()}
     best = np.minimum(fc["gpu"], fc["pim"])
     np.testing.assert_array_equal(fc["oracle"], best)
     np.testing.assert_array_equal(fc["threshold"], best)  # the flat law crosses once
@@ -146,7 +146,7 @@ def test_unrolled_layers_give_the_same_ticks():
     assert unrolled.makespan_s == pytest.approx(whole.makespan_s, rel=1e-9)
     assert unrolled.energy.total_j == pytest.approx(whole.energy.total_j, rel=1e-12)
     for name in ("fc_ps", "attention_ps", "all_reduce_ps", "transfer_ps"):
-        np.testing.assert_array_equal(unrolled.noted["iterations"].column(name), whole.noted["iterations"].column(name))
+        np.testing.assert_array_equal(unrolled.tables["iterations"].column(name), whole.tables["iterations"].column(name))
 
 
 def test_keys_and_values_that_do_not_fit_are_refused():

@@ -48,7 +48,7 @@ def test_a_static_batch_equals_the_closed_form(system, assumed, model, batch, tl
     sides = {str(side): n for side, n in cost.iterations.items()}
     assert {side: run.counters[f"iterations_{side}"] for side in sides} == sides
     assert run.counters["switches"] == cost.switches
-    terms = run.noted["iterations"]
+    terms = run.tables["iterations"]
     assert terms.column("fc_ps").sum() * 1e-12 == pytest.approx(cost.decode.fc_s, rel=REL)
     assert terms.column("attention_ps").sum() * 1e-12 == pytest.approx(cost.decode.attention_s, rel=REL)
     assert terms.column("transfer_ps").sum() * 1e-12 == pytest.approx(cost.decode.transfer_s, rel=1e-4)

@@ -35,13 +35,13 @@ def test_runs_are_conserved(batch, places, mean, policy, acceptance, batching, b
         return
     served = done.requests.column("status") == "done"
     assert done.output_tokens == done.requests.column("output_tokens")[served].sum()
-    table = done.noted["speculation"]
+    table = done.tables["speculation"]
     count = {name: table.column(name) for name in table.columns}
     assert (count["emitted"] == count["accepted"] + count["steps"] - count["cut"]).all()
     assert (count["drafted"] == count["accepted"] + count["rejected"] + count["discarded"]).all()
     assert done.counters["kv_blocks_held"] == 0
     assert done.counters["kv_blocks_allocated"] == done.counters["kv_blocks_freed"]
     assert done.counters["kv_blocks_peak"] <= done.counters["kv_blocks_total"]
-    iterations = done.noted["iterations"]
+    iterations = done.tables["iterations"]
     assert (iterations.column("tlp") >= 1).all()
     assert (iterations.column("rlp") <= places).all()

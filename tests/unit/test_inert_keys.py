@@ -93,28 +93,6 @@ PROBES: dict[str, dict[str, Any]] = {
         "assumptions": "as-published",
         "dimm_preset": "paper-fit",
     },
-    "papi": {"system": "papi", "model": "llama-65b", "settings": {"machine.papi.attention_law": "flat"}},
-    "papi-full": {"system": "papi", "model": "llama-65b", "workload": FULL},
-    "papi-alpha": {
-        "system": "papi",
-        "model": "llama-65b",
-        "workload": lognormal(40, 12, 0.8, 4),
-        "settings": {"machine.papi.alpha": 3, "machine.papi.hysteresis": 1},
-    },
-    "papi-level": {
-        "system": "papi",
-        "model": "llama-65b",
-        "workload": fixed(40, 20, 1),
-        "policies": {"speculation": "level"},
-        "settings": DRAFTING | {"serving.tlp": 9},
-    },
-    "papi-published": {"system": "papi", "model": "llama-65b", "assumptions": "as-published"},
-    "dgx": {"system": "dgx", "model": "llama-65b", "workload": FULL},
-    "dgx-attacc": {"system": "dgx-attacc", "model": "llama2-70b", "workload": FULL, "settings": DRAFTING},
-    **{
-        f"{name}-drafting": {"system": name, "model": "llama2-70b", "workload": FULL, "settings": DRAFTING}
-        for name in ("papi", "papi-pim-only", "a100-attacc", "a100-hbm-pim", "attacc-only")
-    },
     "h2m2": {"system": "h2m2", "model": "opt-13b", "settings": {"serving.block_tokens": 1}},
     "h2m2-walks": {
         "system": "h2m2",
@@ -142,6 +120,28 @@ PROBES: dict[str, dict[str, Any]] = {
     "lpddr-only": {"system": "lpddr-only", "model": "opt-6.7b"},
     "hierarchical": {"system": "hierarchical", "model": "opt-30b", "settings": {"machine.fast.capacity_bytes": 10**10}},
     "multi-hbm": {"system": "multi-hbm", "model": "opt-13b"},
+    "papi": {"system": "papi", "model": "llama-65b", "settings": {"machine.papi.attention_law": "flat"}},
+    "papi-full": {"system": "papi", "model": "llama-65b", "workload": FULL},
+    "papi-alpha": {
+        "system": "papi",
+        "model": "llama-65b",
+        "workload": lognormal(40, 12, 0.8, 4),
+        "settings": {"machine.papi.alpha": 3, "machine.papi.hysteresis": 1},
+    },
+    "papi-level": {
+        "system": "papi",
+        "model": "llama-65b",
+        "workload": fixed(40, 20, 1),
+        "policies": {"speculation": "level"},
+        "settings": DRAFTING | {"serving.tlp": 9},
+    },
+    "papi-published": {"system": "papi", "model": "llama-65b", "assumptions": "as-published"},
+    "dgx": {"system": "dgx", "model": "llama-65b", "workload": FULL},
+    "dgx-attacc": {"system": "dgx-attacc", "model": "llama2-70b", "workload": FULL, "settings": DRAFTING},
+    **{
+        f"{name}-drafting": {"system": name, "model": "llama2-70b", "workload": FULL, "settings": DRAFTING}
+        for name in ("papi", "papi-pim-only", "a100-attacc", "a100-hbm-pim", "attacc-only")
+    },
 }
 
 BOUNDS = (

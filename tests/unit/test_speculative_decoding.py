@@ -19,7 +19,7 @@ def run(system="papi", tlp=4, acceptance="vicuna-7b-sps", workload=None, **optio
 
 
 def check_tokens(done):
-    table = done.noted["speculation"]
+    table = done.tables["speculation"]
     count = {name: table.column(name) for name in COLUMNS}
     np.testing.assert_array_equal(count["emitted"], count["accepted"] + count["steps"] - count["cut"])
     np.testing.assert_array_equal(count["drafted"], count["accepted"] + count["rejected"] + count["discarded"])
@@ -87,7 +87,7 @@ class Late:
 
 def test_the_length_may_change_at_run_time():
     done = run(tlp=1, acceptance="all", policies={"speculation": Late()})
-    table = done.noted["iterations"]
+    table = done.tables["iterations"]
     rlp, tlp = table.column("rlp"), table.column("tlp")
     np.testing.assert_array_equal(tlp, np.where(rlp <= 6, 4, 1))
     assert set(tlp) == {1, 4}
@@ -95,7 +95,7 @@ def test_the_length_may_change_at_run_time():
 
 def test_level_tokens_lengthen_drafts_as_requests_leave():
     done = run(tlp=2, acceptance="all", policies={"speculation": "level"})
-    table = done.noted["iterations"]
+    table = done.tables["iterations"]
     rlp, tlp = table.column("rlp"), table.column("tlp")
     np.testing.assert_array_equal(tlp, np.clip(32 // rlp, 1, 8))
     assert [LevelTokens(32, 8).decide(SpeculationView(n)) for n in (0, 1, 5, 16, 33)] == [8, 8, 6, 2, 1]
@@ -122,7 +122,7 @@ def test_a_draft_model_costs_time_energy_and_memory(system):
     assert drafted.energy.total_j > free.energy.total_j
     assert drafted.counters["kv_blocks_total"] <= free.counters["kv_blocks_total"]
     np.testing.assert_array_equal(  # the same drafts are accepted
-        drafted.noted["speculation"].column("accepted"), free.noted["speculation"].column("accepted")
+        drafted.tables["speculation"].column("accepted"), free.tables["speculation"].column("accepted")
     )
 
 
