@@ -10,7 +10,7 @@ than this.
 """
 
 import math
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from attrs import field
@@ -36,13 +36,6 @@ class KernelTime(NamedTuple):
 
     total_s: Any
     memory_s: Any
-
-
-class KernelLaw(Protocol):
-    """A unit that prices kernels."""
-
-    def legs_s(self, flops: float, n_bytes: float) -> tuple[float, float]:
-        """Return seconds of the whole kernel alone and of its memory leg."""
 
 
 def roofline(
@@ -78,6 +71,8 @@ def roofline(
     """
     compute_s = flops / (compute_efficiency * peak_flops)
     memory_s = n_bytes / (memory_efficiency * peak_gbs * 1e9)
+    longer: Any
+    shorter: Any
     if isinstance(compute_s, np.ndarray) or isinstance(memory_s, np.ndarray):
         valid = bool(np.all(np.isfinite(compute_s) & (compute_s >= 0) & np.isfinite(memory_s) & (memory_s >= 0)))
         longer, shorter = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)

@@ -47,6 +47,11 @@ class GpuOps:
     law: GpuSpec
     shards: int = 1
 
+    @property
+    def dtype(self) -> str:
+        """The units that multiply: INT8 only where weights and activations both are."""
+        return "int8" if max(self.precision.weights_bits, self.precision.activation_bits) <= 8 else "fp16"
+
     def layer(self, prefill: StepShape | None, decode: StepShape | None) -> list[Op]:
         """Return the launches of one layer, in order."""
         both = total(prefill, decode)
@@ -66,7 +71,7 @@ class GpuOps:
 
     def price(self, op: Op, times: int = 1) -> tuple[Cost, Cost]:
         """Return what the compute and the memory leg of ``times`` launches of ``op`` cost."""
-        whole, memory = self.law.legs_s(op.flops, op.n_bytes)
+        whole, memory = self.law.legs_s(op.flops, op.n_bytes, self.dtype)
         return Cost(to_ps(whole) * times), Cost(to_ps(memory) * times, 0, round(op.n_bytes) * times)
 
     def _op(self, name: str, kernels: Iterable[Kernel]) -> Op:
