@@ -16,6 +16,7 @@ from hetmem.hardware.dram import MAPPINGS, MemorySystem, memory
 from hetmem.hardware.gpu import GpuSpec, gpu
 from hetmem.hardware.link import Link, LinkPath, link
 from hetmem.hardware.ndp import NdpDimms, ndp_dimms
+from hetmem.hardware.neurons import NeuronConfig, neurons
 from hetmem.hardware.ssd import Ssd, ssd
 
 ASSUMPTIONS = ("as-published", "fair")
@@ -46,6 +47,12 @@ class Assumptions:
         Whether a prefill streams resident weights too.
     flexgen_resident
         Whether FlexGen may keep weights in GPU memory.
+    ssd_read_gbs
+        What reading whole layers from the SSD achieves; None where the SSD's own rate holds.
+    static_power
+        Whether every part draws its full power all the time, and moving a bit costs nothing beside.
+    neurons_published
+        Whether neuron offloading takes the rates and the composition that its paper implies.
     """
 
     name: str
@@ -62,6 +69,9 @@ class Assumptions:
     dram_efficiency: bool
     prefill_streams_all: bool
     flexgen_resident: bool
+    ssd_read_gbs: float | None = field(default=None, validator=optional(gt(0)))
+    static_power: bool = False
+    neurons_published: bool = False
 
 
 @frozen(kw_only=True)
@@ -117,6 +127,8 @@ class MachineConfig:
         pageable copies are charged.
     host, cpu, ssd, dimm
         Host DRAM and processor, SSD, NDP-DIMMs.
+    neurons
+        Parameters of systems that offload single neurons.
     sync_s
         One hop of a host-issued synchronisation between GPU and DIMMs.
     prefill_streams_all, flexgen_resident
@@ -138,6 +150,7 @@ class MachineConfig:
     cpu: CpuSpec | None = None
     ssd: Ssd | None = None
     dimm: NdpDimms | None = None
+    neurons: NeuronConfig | None = None
     sync_s: float = field(default=0.0, validator=ge(0))
     prefill_streams_all: bool
     flexgen_resident: bool
@@ -179,10 +192,12 @@ class MachinePreset:
     host_pj_per_bit: float = 0.0
     sync_s: float = 0.0
     base_w: float | None = None
+    neurons: str | None = None
+    published: str = ASSUMPTIONS[0]
 
 
 def assumptions(name: str) -> Assumptions:
-    """Return the assumption set ``name``, one of :data:`ASSUMPTIONS`."""
+    """Return the assumption set ``name``: one of :data:`ASSUMPTIONS`, or what stands for the first on a machine."""
     return structure(Assumptions, catalog.entry("assumptions", name))
 
 
@@ -207,7 +222,7 @@ def machine(
         When a part is not in the catalogue, or the machine has no such part.
     """
     parts = structure(MachinePreset, catalog.entry("machines", preset))
-    belief = assumptions(assumed)
+    belief = assumptions(parts.published if assumed == ASSUMPTIONS[0] else assumed)
     card = _believed_gpu(gpu(gpu_id or parts.gpu), belief)
     ndp = _believed_dimms(ndp_dimms(dimm_preset), belief, dimms, multipliers) if parts.dimm else None
     if ndp is None and (dimms is not None or multipliers is not None):
@@ -221,7 +236,7 @@ def machine(
             pj_per_bit=parts.host_pj_per_bit,
         )  # fmt: skip
     several = (parts.gpus if gpus is None else gpus) > 1
-    return MachineConfig(
+    built = MachineConfig(
         gpu=card,
         gpus=parts.gpus if gpus is None else gpus,
         gpu_link=_between_gpus(link(card.peer_link)) if several else None,
@@ -232,13 +247,32 @@ def machine(
         pageable_copies=belief.pageable_copies,
         host=host,
         cpu=cpu(parts.cpu),
-        ssd=None if parts.ssd is None else ssd(parts.ssd),
+        ssd=None if parts.ssd is None else _believed_ssd(ssd(parts.ssd), belief),
         dimm=ndp,
+        neurons=None if parts.neurons is None else neurons(parts.neurons, published=belief.neurons_published),
         sync_s=parts.sync_s,
         prefill_streams_all=belief.prefill_streams_all,
         flexgen_resident=belief.flexgen_resident,
         base_w=parts.base_w,
     )
+    return _static(built) if belief.static_power else built
+
+
+def _static(config: MachineConfig) -> MachineConfig:
+    """Return the machine with every part at its full power all the time, whatever it does."""
+    cpu, host, ssd = config.cpu, config.host, config.ssd
+    return evolve(
+        config,
+        gpu=evolve(config.gpu, context_w=config.gpu.tdp_w),
+        pcie=evolve(config.pcie, pj_per_bit=0.0),
+        cpu=None if cpu is None else evolve(cpu, idle_w=cpu.active_w),
+        host=None if host is None else evolve(host, pj_per_bit=0.0),
+        ssd=None if ssd is None else evolve(ssd, pj_per_bit=0.0),
+    )
+
+
+def _believed_ssd(found: Ssd, belief: Assumptions) -> Ssd:
+    return found if belief.ssd_read_gbs is None else evolve(found, read_gbs=belief.ssd_read_gbs)
 
 
 def _believed_gpu(card: GpuSpec, belief: Assumptions) -> GpuSpec:

@@ -146,18 +146,24 @@ class HrmSearch:
         Largest batch tried.
     steps : int
         Steps of each share from 0 to 1.
+    batch : int, optional
+        The one batch to try, where the load decides it.
     """
 
     max_batch: int = field(default=4096, validator=_POSITIVE)
     steps: int = field(default=10, validator=_POSITIVE)
+    batch: int | None = field(default=None, validator=validators.optional(_POSITIVE))
 
     def candidates(self) -> tuple[HrmPolicy, ...]:
         """Return every point of the grid; KV is in GPU memory only where attention runs on the GPU."""
-        sizes = [1 << i for i in range(self.max_batch.bit_length())]
+        most = self.batch or self.max_batch
+        sizes = [1 << i for i in range(most.bit_length())]
         shares = [i / self.steps for i in range(self.steps + 1)]
         return tuple(
             HrmPolicy(batch, micro, attention, ffn, weights, kv)
-            for batch, micro, attention, ffn in product(sizes, sizes, (False, True), (False, True))
+            for batch, micro, attention, ffn in product(
+                [self.batch] if self.batch else sizes, sizes, (False, True), (False, True)
+            )
             if micro <= batch
             for weights, kv in product(shares, shares if attention else (0.0,))
         )

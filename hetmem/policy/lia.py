@@ -19,7 +19,7 @@ SUBLAYERS = ("qkv", "qk", "sv", "proj", "fc1", "fc2")
 Vector = tuple[int, ...]
 
 #: The sublayer beside whose input (qkv) or output (proj) the residual lies that is added after proj and fc2.
-_RESIDUAL_AT = {
+RESIDUAL_AT = {
     SUBLAYERS.index("proj"): SUBLAYERS.index("qkv"),
     SUBLAYERS.index("fc2"): SUBLAYERS.index("proj"),
 }
@@ -71,7 +71,7 @@ class LiaView:
                 moved += sublayer.operand_bytes + sublayer.store_bytes
             if on_cpu != vector[i - 1]:
                 moved += sublayer.input_bytes
-            if i in _RESIDUAL_AT and on_cpu != vector[_RESIDUAL_AT[i]]:
+            if i in RESIDUAL_AT and on_cpu != vector[RESIDUAL_AT[i]]:
                 moved += self.residual_bytes
         return compute_s + moved / self.link_bytes_per_s
 

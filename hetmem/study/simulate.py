@@ -82,6 +82,7 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
             config.serving.unroll_layers,
             _kv_tokens(config.serving, longest),
             min(config.serving.batch * longest, config.serving.token_budget or 1 << 62),
+            asked.seed,
         )
     )
     machine = planner.machine()
@@ -119,7 +120,7 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
             "steps": scheduler.steps, "events": next(env._eid), "preemptions": loop.preemptions,
             "tasks": sum(server.jobs for server in servers.values()),
             "kv_blocks_total": kv.total, "kv_blocks_peak": kv.peak, "kv_blocks_allocated": kv.allocated,
-            "kv_blocks_freed": kv.freed, "kv_blocks_held": kv.used,
+            "kv_blocks_freed": kv.freed, "kv_blocks_held": kv.used, **planner.counters(),
         },
         configuration=unstructured(config) | {"workload": asked.workload.describe(), "seed": asked.seed,
                                               "assumptions": asked.assumptions, "dimm_preset": asked.dimm_preset,

@@ -3,13 +3,28 @@
 from hetmem.errors import UnknownNameError
 from hetmem.system.accelerate import Accelerate
 from hetmem.system.base import Setup, System
+from hetmem.system.fiddler import Fiddler
 from hetmem.system.flexgen import FlexGen
+from hetmem.system.lia import Lia
+from hetmem.system.moe_lightning import MoeLightning
 from hetmem.system.ndp_dimm import NdpDimm
+from hetmem.system.neuron_offload import LlmInAFlash, M2Cache
 from hetmem.system.resident import Resident
 from hetmem.system.zero_inference import ZeroInference
 
 #: Every system, in the order in which comparisons list them.
-SYSTEMS: tuple[type[System], ...] = (Resident, ZeroInference, FlexGen, Accelerate, NdpDimm)
+SYSTEMS: tuple[type[System], ...] = (
+    Resident,
+    ZeroInference,
+    FlexGen,
+    Accelerate,
+    NdpDimm,
+    M2Cache,
+    LlmInAFlash,
+    MoeLightning,
+    Fiddler,
+    Lia,
+)
 
 
 def system_ids() -> tuple[str, ...]:

@@ -29,7 +29,7 @@ class Setup:
     are the same, the trace is finer); ``kv_block_tokens`` is the block of the paged cache; ``longest`` is the most tokens any request of the run reaches and
     ``batch`` the most sequences at once, for systems that place memory beforehand. They need room for
     ``kv_tokens`` in the KV cache, its blocks and its share of the free memory accounted for, and no step computes
-    more than ``step_tokens`` new tokens.
+    more than ``step_tokens`` new tokens. ``seed`` is that of the run's random streams.
     """
 
     model: ModelSpec
@@ -43,6 +43,7 @@ class Setup:
     unroll_layers: bool = False
     kv_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
     step_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
+    seed: int = 0
 
 
 class System(ABC):
@@ -92,6 +93,10 @@ class System(ABC):
 
     def decisions(self) -> Mapping[str, Any]:
         """Return what was decided before the run, as plain values for its manifest."""
+        return {}
+
+    def counters(self) -> Mapping[str, int]:
+        """Return what was counted during the run, by name; the run's counters take it in."""
         return {}
 
     def commit(self, plan: Plan) -> None:  # noqa: B027 - a system without state has nothing to note

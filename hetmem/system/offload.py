@@ -68,7 +68,7 @@ class OffloadSystem(System):
         if hop == "host":
             seconds, fj = n_bytes / self.host_rate, to_fj(8 * n_bytes * self.host.pj_per_bit * 1e-12 * times)
         elif hop == "gpu0.hbm":
-            seconds, fj = self.config.gpu.stream_s(n_bytes), 0
+            seconds, fj = self.config.gpu.stream_s(n_bytes), self.config.gpu.work_fj(0, n_bytes) * times
         else:
             seconds, fj = link.transfer_s(n_bytes) - link.latency_s, self.config.pcie.energy_fj(n_bytes) * times
         return Cost(to_ps(seconds) * times, fj, n_bytes * times)
@@ -107,5 +107,5 @@ def ssd_units(ssd: Ssd) -> tuple[Unit, ...]:
 
 
 def ssd_memories(n_bytes: int) -> tuple[Memory, ...]:
-    """Return the SSD as a memory that holds the model."""
+    """Return the SSD as a memory of ``n_bytes``; its power is its server's."""
     return (Memory("ssd", n_bytes, "ssd"),)

@@ -44,7 +44,7 @@ class ZeroInference(OffloadSystem):
         if not self.from_ssd or self.config.ssd is None:
             return machine
         units = (*machine.units, *ssd_units(self.config.ssd))
-        return Machine(units, (*machine.memories, *ssd_memories(self.total_bytes)), machine.base_w)
+        return Machine(units, (*machine.memories, *ssd_memories(self.config.ssd.capacity_bytes)), machine.base_w)
 
     def place(self, ledger: Ledger) -> None:
         buffer = max(self.layer_bytes, self.head_bytes)
