@@ -88,7 +88,9 @@ class NeuronConfig:
     @property
     def split(self) -> PrecisionSplit:
         """The formats of the active set by score."""
-        return PrecisionSplit(shares=(self.fp16_share, self.int8_share, max(0.0, 1 - self.fp16_share - self.int8_share)))
+        return PrecisionSplit(
+            shares=(self.fp16_share, self.int8_share, max(0.0, 1 - self.fp16_share - self.int8_share))
+        )
 
 
 @frozen(kw_only=True)

@@ -105,9 +105,7 @@ class Fiddler(HostComputeSystem):
     def decide(self, layer: int, tokens: NDArray[np.int64]) -> ExpertDecision:
         """Return where the experts of one layer run."""
         cpu_s, _, gpu_s, _ = zip(*(self.expert(int(n)) for n in tokens), strict=True)
-        return self.policy.decide(
-            ExpertView(tokens, np.array(cpu_s), np.array(gpu_s), self.load_s, self.pinned[layer])
-        )
+        return self.policy.decide(ExpertView(tokens, np.array(cpu_s), np.array(gpu_s), self.load_s, self.pinned[layer]))
 
     def plan(self, view: StepView) -> Plan:
         whole = total(view.prefill, view.decode)
@@ -129,8 +127,10 @@ class Fiddler(HostComputeSystem):
             costs |= self.stage_costs(name, ops) if ops else {f"{name}.compute": FREE, f"{name}.memory": FREE}
         mine = [self.expert(int(n)) for n in tokens[where.on_cpu]]
         costs |= self.host_costs(f"cpu.l{layer}", sum(e[0] for e in mine), sum(e[1] for e in mine))
-        costs |= self.moved_costs(f"load.l{layer}", self.expert_bytes, int(where.copied.sum())) if where.copied.any() else (
-            self.moved_costs(f"load.l{layer}", 0)
+        costs |= (
+            self.moved_costs(f"load.l{layer}", self.expert_bytes, int(where.copied.sum()))
+            if where.copied.any()
+            else (self.moved_costs(f"load.l{layer}", 0))
         )
         hidden = int(tokens[where.on_cpu].sum()) * self.hidden_bytes
         return costs | self.moved_costs(f"send.l{layer}", hidden, 1, "d2h") | self.moved_costs(f"back.l{layer}", hidden)
@@ -138,7 +138,10 @@ class Fiddler(HostComputeSystem):
     def _template(self) -> Template:
         graph = GraphBuilder()
         at = graph.join()
-        down, up = self.copy_path(self.config.pcie.path(direction="d2h"), "d2h"), self.copy_path(self.config.pcie.path())
+        down, up = (
+            self.copy_path(self.config.pcie.path(direction="d2h"), "d2h"),
+            self.copy_path(self.config.pcie.path()),
+        )
         for layer in range(self.model.n_layers):
             at = graph.kernel("shared", "gpu0", "gpu0.hbm", at)
             pinned = graph.kernel(f"pinned.l{layer}", "gpu0", "gpu0.hbm", at)

@@ -3,7 +3,6 @@
 from hetmem.engine.graph import FREE, Cost
 from hetmem.errors import ConfigError
 from hetmem.hardware.cpu import CpuSpec
-from hetmem.model import StepShape
 from hetmem.system.base import Setup
 from hetmem.system.offload import OffloadSystem
 from hetmem.units import to_fj, to_ps
@@ -36,14 +35,3 @@ class HostComputeSystem(OffloadSystem):
         whole = round(n_bytes)
         costs = self.copy_costs(slot, whole, self.config.pcie.path(direction=direction), times, direction)
         return costs if whole else dict.fromkeys(costs, FREE)
-
-
-def portion(shape: StepShape, part: int, parts: int) -> StepShape:
-    """Return the ``part``-th of ``parts`` nearly equal pieces of a decode step; the pieces add up to it."""
-
-    def cut(n: int) -> int:
-        return n * (part + 1) // parts - n * part // parts
-
-    return StepShape(
-        cut(shape.tokens), cut(shape.sequences), cut(shape.attended), cut(shape.kv_tokens), cut(shape.sampled)
-    )

@@ -81,7 +81,9 @@ class Lia(HostComputeSystem):
         for shape in shapes if name in ATTENTION else [whole]:
             alone = shape.tokens == (shape.sequences if name in ATTENTION else 1)
             found += [
-                (k, alone) for k in layer_kernels(self.model, shape, self.precision) if OF[k.name] == name and k.bytes + k.flops
+                (k, alone)
+                for k in layer_kernels(self.model, shape, self.precision)
+                if OF[k.name] == name and k.bytes + k.flops
             ]
         return found
 

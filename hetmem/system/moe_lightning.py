@@ -17,7 +17,8 @@ from hetmem.hardware.ledger import Ledger
 from hetmem.model import Kernel, StepShape, expected_experts, layer_kernels
 from hetmem.policy.cgopipe import HrmPolicy, HrmSearch, HrmView, Side, Slot, pipeline
 from hetmem.system.base import Setup
-from hetmem.system.host_compute import HostComputeSystem, portion
+from hetmem.system.flexgen import portion
+from hetmem.system.host_compute import HostComputeSystem
 from hetmem.system.ops import ATTENTION, total
 from hetmem.system.stream import Stage, stream
 

@@ -240,7 +240,9 @@ class NeuronOffload(OffloadSystem):
     def _format_bytes(self, n_neurons: int) -> int:
         """Return the bytes of that many neurons in the formats of the split."""
         counts = self.split.counts(n_neurons)
-        return round(sum(c * bits for c, bits in zip(counts, self.split.bits, strict=True)) * self.neuron_bytes / FP16_BITS)
+        return round(
+            sum(c * bits for c, bits in zip(counts, self.split.bits, strict=True)) * self.neuron_bytes / FP16_BITS
+        )
 
     def neuron_rate(self) -> float:
         """Return the bytes per second of neuron-sized copies to the GPU; their latency is in it."""
@@ -273,7 +275,10 @@ class NeuronOffload(OffloadSystem):
         per_token = 1.0 if dense else self.neurons.active_fraction
         ratio = self.copied_bytes / self.dense_bytes if dense else self.split.mean_ratio
         read = share * ratio * FP16_BITS / self.neurons.resident_bits
-        ops = [self._scaled(op, per_token, read) if op.name in FFN else op for op in self.ops.layer(view.prefill, view.decode)]
+        ops = [
+            self._scaled(op, per_token, read) if op.name in FFN else op
+            for op in self.ops.layer(view.prefill, view.decode)
+        ]
         costs = self.stage_costs(slot, ops, n)
         compute = costs[f"{slot}.compute"]
         least = to_ps(self.neurons.eager_layer_s) * n
@@ -296,7 +301,9 @@ class NeuronOffload(OffloadSystem):
                 n_bytes = self._format_bytes(needs[layer % len(needs)].fetched)
             rate = (self.neurons.ssd_gbs or ssd.read_gbs) * 1e9
             dram = to_fj(8 * n_bytes * self.host.pj_per_bit * 1e-12)
-            costs[f"read.l{layer}@ssd"] = Cost(to_ps(n_bytes / rate), ssd.energy_fj(n_bytes), n_bytes) if n_bytes else FREE
+            costs[f"read.l{layer}@ssd"] = (
+                Cost(to_ps(n_bytes / rate), ssd.energy_fj(n_bytes), n_bytes) if n_bytes else FREE
+            )
             costs[f"read.l{layer}@host"] = Cost(to_ps(n_bytes / self.host_rate), dram, n_bytes) if n_bytes else FREE
         return costs
 
