@@ -49,6 +49,7 @@ class FlexGen(OffloadSystem):
     """Throughput-oriented offloading to host memory and disk."""
 
     name = "flexgen"
+    ssd_writes: ClassVar[tuple[str, ...]] = ("kv-out", "act-out")
     summary = "weights, KV and activations over GPU, CPU and disk by a linear program; zig-zag block schedule"
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"attention": ("auto", "cpu", "gpu")}
 
@@ -271,6 +272,7 @@ class FlexGen(OffloadSystem):
         return Plan(template.bind(costs, publish, wait))
 
     def commit(self, plan: Plan) -> None:
+        super().commit(plan)
         self._ahead = tuple(plan.graph.publish.values())
 
     def _path(self, servers: Iterable[str]) -> Path:

@@ -125,6 +125,7 @@ class MoeLightning(HostComputeSystem):
         return Plan(template.bind(costs, publish, wait))
 
     def commit(self, plan: Plan) -> None:
+        super().commit(plan)
         self._ahead = tuple(plan.graph.publish.values())
 
     def _part_costs(self, part: int, shape: StepShape, parts: int) -> dict[str, Cost]:

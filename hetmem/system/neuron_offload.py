@@ -43,7 +43,7 @@ class NeuronPlan(Plan):
 
     needs: tuple[LayerNeed, ...] = ()
     dense: bool = False
-    issued: Mapping[int, Handle] = {}  # noqa: RUF012 - attrs shares it, nobody writes to it
+    issued: Mapping[int, Handle] = {}
 
 
 class NeuronOffload(OffloadSystem):
@@ -78,9 +78,8 @@ class NeuronOffload(OffloadSystem):
         self.sets = self._sets(setup)
         self._ahead: Mapping[int, Handle] = {}
         self._counts = dict.fromkeys(
-            ("neuron_accesses", "neuron_hits", "neuron_fetches", "neurons_missed", "neuron_bytes",
-             "ssd_bytes_read", "ssd_bytes_written"), 0,
-        )  # fmt: skip
+            ("neuron_accesses", "neuron_hits", "neuron_fetches", "neurons_missed", "neuron_bytes"), 0
+        )
 
     # -- what is where -----------------------------------------------------------------------------------------
 
@@ -148,7 +147,7 @@ class NeuronOffload(OffloadSystem):
         return {"fixed_layers": len(self.fixed), "neuron_cache": self.cache_name() if self.sets else "none"}
 
     def counters(self) -> Mapping[str, int]:
-        return self._counts
+        return {**super().counters(), **self._counts}
 
     # -- steps -------------------------------------------------------------------------------------------------
 
@@ -177,6 +176,7 @@ class NeuronOffload(OffloadSystem):
 
     def commit(self, plan: Plan) -> None:
         assert isinstance(plan, NeuronPlan)
+        super().commit(plan)
         self._ahead = plan.issued
         if self.sets is not None:
             self.sets.commit(plan.needs)
@@ -192,11 +192,9 @@ class NeuronOffload(OffloadSystem):
             counts["neuron_hits"] += need.hits
             counts["neuron_fetches"] += need.fetched
             counts["neurons_missed"] += need.missed
-        for server, cost in zip(graph.template.servers, graph.costs, strict=True):
-            if server == "pcie.h2d":
-                counts["neuron_bytes"] += cost.bytes
-            elif server == "ssd":
-                counts["ssd_bytes_read"] += cost.bytes
+        counts["neuron_bytes"] += sum(
+            cost.bytes for server, cost in zip(graph.template.servers, graph.costs, strict=True) if server == "pcie.h2d"
+        )
 
     def _blocks(self) -> Iterator[tuple[str, range]]:
         """Return the layers that are lowered together: all of them where they follow each other in series."""

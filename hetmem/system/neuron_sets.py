@@ -7,14 +7,13 @@ when its sequence ends, because the source knows no sequences. The hit ratio is 
 
 from collections.abc import Iterator
 
+import numpy as np
 from attrs import frozen
 
 from hetmem.hardware.neurons import NeuronConfig
 from hetmem.model.active_sets import MarkovSwap, Neurons
 from hetmem.policy.active_predictor import ActivePredictor, PredictView
 from hetmem.policy.neuron_cache import NEURON_CACHES, CacheDecision, CacheView, NeuronCache, SlidingWindow
-
-import numpy as np
 
 
 @frozen(eq=False)

@@ -1,8 +1,8 @@
 """The servers and memories that systems are put together from, with their power.
 
 A GPU is two servers: its execution (``gpu0``), busy for as long as a kernel lasts, and its memory
-(``gpu0.hbm``), which kernels and copies share. Board power goes with the first: that of a live context while it is busy, and what
-the work draws above that is charged to the work.
+(``gpu0.hbm``), which kernels and copies share. Board power goes with the first: that of a live context while it is
+busy, and what the work draws above that is charged to the work.
 """
 
 from hetmem.hardware.config import HostMemory, MachineConfig

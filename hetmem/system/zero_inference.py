@@ -73,6 +73,7 @@ class ZeroInference(OffloadSystem):
         return Plan(template.bind(costs, publish, wait))
 
     def commit(self, plan: Plan) -> None:
+        super().commit(plan)
         self._ahead = tuple(plan.graph.publish.values())
 
     def _read_costs(self, slot: str, n_bytes: int) -> dict[str, Cost]:
