@@ -295,10 +295,10 @@ def _between_gpus(found: Link) -> Link:
 
 
 def _believed_link(found: Link, belief: Assumptions) -> Link:
-    if belief.stream_gbs is None or belief.pageable_gbs is None or found.h2d_pinned is None:
+    if belief.stream_gbs is None or found.h2d_pinned is None:
         return found
     pinned = LinkPath(latency_s=found.h2d_pinned.latency_s, gbs=belief.stream_gbs)
-    pageable = LinkPath(latency_s=found.h2d_pinned.latency_s, gbs=belief.pageable_gbs)
+    pageable = LinkPath(latency_s=found.h2d_pinned.latency_s, gbs=belief.pageable_gbs or belief.stream_gbs)
     try:
         return evolve(
             found, peak_gbs=belief.link_peak_gbs or found.peak_gbs, h2d_pinned=pinned, d2h_pinned=pinned,
