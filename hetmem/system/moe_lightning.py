@@ -174,6 +174,7 @@ class MoeLightning(HostComputeSystem):
             pages = {0: [graph.transfer(FIRST, up, start)]}
         done: dict[tuple[int, int], int] = {}
         ready: dict[tuple[int, int], int] = {}
+        begun = start
         for slot in _slots(layers, parts):
             if slot.gpu_post is not None:
                 layer, part = slot.gpu_post
@@ -181,12 +182,12 @@ class MoeLightning(HostComputeSystem):
             if slot.page is not None and slot.gpu_post is not None:
                 layer, part = slot.page
                 beyond = slot.gpu_post[0] + 1 == layers
-                # A page overwrites that of the layer before last, which computed before this slot.
-                earlier = done.get((slot.gpu_post[0] - 1, parts - 1), start)
+                # With its slot and not before: hidden states of this slot must not queue behind later pages.
                 name = "next" if beyond and part == parts - 1 else None
-                page = graph.transfer(f"page.{part}", up, earlier, background=beyond, name=name)
+                page = graph.transfer(f"page.{part}", up, begun, background=beyond, name=name)
                 if not beyond:
                     pages.setdefault(layer, []).append(page)
+                begun = done[slot.gpu_post]
             if slot.gpu_pre is not None:
                 layer, part = slot.gpu_pre
                 # The first page holds what comes before attention.

@@ -33,6 +33,7 @@ from hetmem.system.ops import GpuOps, Op, total
 from hetmem.units import to_fj, to_ps
 
 FFN = ("up", "act", "down")
+TURNS = 16  # pieces of a read at DRAM, between which copies pass (assumed: DRAM interleaves far finer)
 BUFFERS = 2  # dense matrices of a layer under way and in use
 COPY_HOPS = ("host", "pcie.h2d", "gpu0.hbm")
 
@@ -343,9 +344,20 @@ class NeuronOffload(OffloadSystem):
             if layer in self.fixed:
                 continue
             name = f"next.{layer}" if beyond else None
-            done = graph.transfer(f"read.l{layer}", ("ssd", "host"), at, background=bool(beyond), name=name)
+            done = self._read(graph, f"read.l{layer}", at, bool(beyond), name)
             if not beyond:
                 reads[layer] = done
+
+    def _read(self, graph: GraphBuilder, slot: str, at: int, background: bool, name: str | None) -> int:
+        """Add a read from the SSD into DRAM. Copies to the GPU pass it at DRAM, which serves both in turns."""
+        turn = to_ps(self.stored_bytes / self.host_rate) // TURNS
+        legs = [
+            graph.task(
+                hop, f"{slot}@{hop}", at, cls=1, chunk_ps=turn if hop == "host" else 0, background=background, tag=slot
+            )
+            for hop in ("ssd", "host")
+        ]  # fmt: skip
+        return graph.join(legs, background=background, name=name)
 
     def floor_s(self, view: StepView) -> float:
         outer = self.model.outer_bytes(self.resident)
