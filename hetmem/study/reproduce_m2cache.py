@@ -36,15 +36,15 @@ PREDICTED = "no value is published: predicted with the constants of 7B and print
 TREND = "no value is published: M2Cache's own constants in closed form give 10.1, 10.3 and 10.5, rising with the output"
 NVME = "2.76 GB/s for streaming from the SSD was set by this rate"
 LIMIT = "closed form of the same constants: everything cached, and nothing"
-F40 = "FP16 attention and a full unit exceed 24 GB: INT8 attention and a unit of 0.3 sets; DRAM holds not quite all layers"
+F40 = "FP16 attention and a full unit exceed 24 GB: INT8 attention and a unit of 0.3 sets; DRAM lacks a few layers"
 FIT = (
-    "0.3835 needs storage and fixed DRAM that the paper does not state; an SSD-bound rate is close to singular in both, "
-    "so it is a range"
+    "0.3835 needs storage and fixed DRAM that the paper does not state; an SSD-bound rate is close to singular in "
+    "both, so it is a range"
 )
 STATIC = "with constant power carbon follows time; the paper's two ratios differ by about 1 %"
-CARBON = "7.67 implies 1.37 times the baseline's mean power; constant power cannot give that, and no power trace is published"
+CARBON = "7.67 implies 1.37 times the baseline's mean power; constant power cannot give that; no trace is published"
 GRAMS = "42 to 280 g per test are bars without model, length or baseline; here 7B, 512 tokens on coal at full power"
-F3 = "no hit ratio is published but ATU's, about 0.80; expected is a Monte Carlo of the same source (80 % kept, Zipf 0.8)"
+F3 = "no hit ratio is published but ATU's, about 0.80; expected: Monte Carlo of the same source (80 % kept, Zipf 0.8)"
 PER_ACCESS = "accesses in index order: entries leave that the same token still needs"
 PRELOAD = "missing neurons of a layer, one layer ahead; a whole layer in FP16 would take 19 layer times"
 SAVED = "watts of 22 GB of DRAM at 26 W per 256 GB against the SSD's 2 W: why +SSD leaves carbon unchanged"
@@ -223,7 +223,8 @@ def hit_ratio(policy: str, capacity: float, density: float, tokens: int = 120) -
     slots = round(capacity * round(density * NEURONS))
     if policy == SlidingWindow.name:
         # A window holds what it holds: the capacity names its size, it does not cut it.
-        return replay(SlidingWindow(NEURONS, NEURONS, window=WINDOWS[capacity]), _active_sets(density, tokens)).hit_ratio
+        window = SlidingWindow(NEURONS, NEURONS, window=WINDOWS[capacity])
+        return replay(window, _active_sets(density, tokens)).hit_ratio
     tokens = 40 if policy == "lru-per-access" else tokens
     return replay(NEURON_CACHES[policy](NEURONS, slots), _active_sets(density, tokens)).hit_ratio
 
@@ -307,8 +308,8 @@ def _carbon_rows() -> list[Row]:
         ours, fair = _both(lambda assumed, k=index: saved(assumed)[k])
         rows.append(
             Row(
-                quantity=name, system="m2cache", model="llama2-7b", batch=1, metric="against zero-inference, 512 tokens",
-                unit=unit, paper=paper, as_published=ours, fair=fair, verdict="not-reproducible", note=note,
+                quantity=name, system="m2cache", model="llama2-7b", batch=1,
+                metric="against zero-inference, 512 tokens", unit=unit, paper=paper, as_published=ours, fair=fair, verdict="not-reproducible", note=note,
             )
         )  # fmt: skip
     return [*rows, _ssd_row(), _preload_row()]

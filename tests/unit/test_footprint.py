@@ -166,7 +166,9 @@ def test_carbon_follows_speed_when_all_power_is_static():
     assert slow.footprint.operational_g / fast.footprint.operational_g == pytest.approx(speed, rel=0.02)
 
 
-@pytest.mark.parametrize(("grid", "match"), [("coall", "did you mean 'coal'"), ("-3", "0 or more"), ("none.csv", "none.csv")])
+@pytest.mark.parametrize(
+    ("grid", "match"), [("coall", "did you mean 'coal'"), ("-3", "0 or more"), ("none.csv", "none.csv")]
+)
 def test_an_unknown_grid_is_refused(grid, match):
     with pytest.raises((ConfigError, UnknownNameError), match=match):
         intensity(grid)

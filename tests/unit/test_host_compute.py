@@ -24,7 +24,7 @@ def planner(system, model, batch=4, longest=64, seed=0, **settings):
 
 @pytest.mark.parametrize("system", ["fiddler", "moe-lightning"])
 def test_a_system_made_for_experts_refuses_a_dense_model_with_the_reason(system):
-    with pytest.raises(UnsupportedError, match="expert.*; llama2-7b is dense"):
+    with pytest.raises(UnsupportedError, match=r"expert.*; llama2-7b is dense"):
         simulate(system, model="llama2-7b", workload=fixed(8, 2, 1))
 
 
@@ -72,9 +72,7 @@ def test_lia_goes_from_the_cpu_to_the_gpu_as_prompts_grow():
 
 def test_fiddler_sends_experts_to_the_gpu_from_the_crossover_on():
     fiddler = planner("fiddler", "mixtral-8x7b", 1, 32)
-    turn = crossover_tokens(
-        lambda n: fiddler.expert(n)[0], lambda n: fiddler.expert(n)[2], fiddler.load_s, most=4096
-    )
+    turn = crossover_tokens(lambda n: fiddler.expert(n)[0], lambda n: fiddler.expert(n)[2], fiddler.load_s, most=4096)
     assert turn is not None
     assert turn > 1
     free = int(np.flatnonzero(~fiddler.pinned[0])[0])
@@ -113,7 +111,9 @@ def test_fiddler_pins_what_fits_and_pinned_experts_are_not_copied():
 def chosen(**policy):
     """Return MoE-Lightning with a given point of its search."""
     found = planner("moe-lightning", "mixtral-8x7b", 64, 512)
-    found.chosen = HrmPolicy(64, 16, **{"gpu_attention": False, "gpu_ffn": True, "weights_on_gpu": 0.0, "kv_on_gpu": 0.0, **policy})
+    found.chosen = HrmPolicy(
+        64, 16, **{"gpu_attention": False, "gpu_ffn": True, "weights_on_gpu": 0.0, "kv_on_gpu": 0.0, **policy}
+    )
     experts = 0 if found.chosen.gpu_ffn else found.expert_bytes
     found.paged_bytes = found.layer_bytes - experts
     return found
@@ -149,11 +149,15 @@ def test_cgopipe_overlaps_gpu_cpu_and_link():
 def test_every_point_of_the_search_can_be_carried_out(attention, ffn, sequences):
     system = chosen(gpu_attention=attention, gpu_ffn=ffn)
     plan = system.plan(StepView(0, 0, None, StepShape.decode(sequences, sequences * 100), sequences, 0))
-    on_cpu = sum(cost.ps for server, cost in zip(plan.graph.template.servers, plan.graph.costs, strict=True) if server == "cpu")
+    on_cpu = sum(
+        cost.ps for server, cost in zip(plan.graph.template.servers, plan.graph.costs, strict=True) if server == "cpu"
+    )
     assert (on_cpu == 0) is (attention and ffn)
     paged = sum(
         cost.bytes
-        for server, tag, cost in zip(plan.graph.template.servers, plan.graph.template.tags, plan.graph.costs, strict=True)
+        for server, tag, cost in zip(
+            plan.graph.template.servers, plan.graph.template.tags, plan.graph.costs, strict=True
+        )
         if server == "pcie.h2d" and tag.startswith("page.")
     )
     assert paged == 32 * system.paged_bytes

@@ -179,7 +179,11 @@ def test_experts_and_machines_without_parameters_are_refused():
 
 @pytest.mark.parametrize(
     ("key", "value", "match"),
-    [("storage_layout", "fp8", "storage_layout"), ("fp16_share", 0.9, "add up to more"), ("resident_bits", 12, "resident")],
+    [
+        ("storage_layout", "fp8", "storage_layout"),
+        ("fp16_share", 0.9, "add up to more"),
+        ("resident_bits", 12, "resident"),
+    ],
 )
 def test_wrong_parameters_are_named(key, value, match):
     with pytest.raises(ConfigError, match=match):

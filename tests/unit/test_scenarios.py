@@ -13,7 +13,15 @@ SMALL = {
     "compare_chat": ["resident", "ndp-dimm", "--model", "opt-13b", "--workload", "lengths.csv", "--requests", "2"],
     "batch_sweep": ["--systems", "resident", "ndp-dimm", "--batches", "2", "1", "--output", "2"],
     "dimm_count": ["--dimms", "4", "16", "8", "--batch", "2", "--output", "2"],
+    "fixed_layers": ["--cases", "2:0.5", "--windows", "1", "2", "--layers", "8"],
+    "old_hardware": ["--model", "opt-6.7b", "--demands", "0.01", "1", "--requests", "2"],
 }
+PRINTED = {
+    "fixed_layers": ("contiguous", "interleaved", "bound", "2:0.5"),
+    "old_hardware": ("m40, owned", "rtx-3090", "h100-sxm-80gb", "coal", "hydro", "emits less at"),
+}
+SYSTEMS_PRINTED = ("ndp-dimm", "as-published", "fair", "datasheet")
+WRONG = {"fixed_layers": (["--cases", "2"], "expected RHO:FRACTION such as 2:0.5, not '2'")}
 
 
 def script(name):
@@ -35,7 +43,7 @@ def test_script_prints_a_table_and_writes_a_picture(name, tmp_path, monkeypatch,
     script(name).main([*SMALL[name], "--out", str(out)])
     printed = capsys.readouterr().out
     assert f"figure: {out}" in printed
-    for expected in ("ndp-dimm", "as-published", "fair", "datasheet"):
+    for expected in PRINTED.get(name, SYSTEMS_PRINTED):
         assert expected in printed
     header = out.read_bytes()[:24]
     assert header.startswith(b"\x89PNG")
@@ -48,10 +56,11 @@ def test_script_prints_a_table_and_writes_a_picture(name, tmp_path, monkeypatch,
 @pytest.mark.parametrize("name", SMALL)
 def test_script_refuses_bad_input_with_one_line_and_writes_nothing(name, tmp_path, capsys):
     out = tmp_path / "picture.png"
+    wrong, said = WRONG.get(name, (["--model", "opt-13"], "did you mean 'opt-13b'?"))
     with pytest.raises(SystemExit) as stopped:
-        script(name).main(["--model", "opt-13", "--out", str(out)])
+        script(name).main([*wrong, "--out", str(out)])
     assert stopped.value.code == 2
-    assert "did you mean 'opt-13b'?" in capsys.readouterr().err.splitlines()[-1]
+    assert said in capsys.readouterr().err.splitlines()[-1]
     assert not out.exists()
 
 
