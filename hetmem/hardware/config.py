@@ -11,6 +11,7 @@ from attrs.validators import ge, gt, in_, optional
 from hetmem import catalog
 from hetmem.catalog.structure import structure
 from hetmem.errors import ConfigError
+from hetmem.hardware.board import BoardConfig, board, is_board
 from hetmem.hardware.cpu import CpuSpec, cpu
 from hetmem.hardware.dram import MAPPINGS, MemorySystem, memory
 from hetmem.hardware.gpu import GpuSpec, gpu
@@ -47,6 +48,12 @@ class Assumptions:
         Whether a prefill streams resident weights too.
     flexgen_resident
         Whether FlexGen may keep weights in GPU memory.
+    link_efficiency
+        Whether links between chips are charged with what such links achieve.
+    gqa_reuse
+        Whether a board's chips read a key/value head once for all its query heads.
+    decoder_only
+        Whether a board computes decoder layers only, without embedding and head.
     ssd_read_gbs
         What reading whole layers from the SSD achieves; None where the SSD's own rate holds.
     static_power
@@ -69,6 +76,9 @@ class Assumptions:
     dram_efficiency: bool
     prefill_streams_all: bool
     flexgen_resident: bool
+    link_efficiency: bool
+    gqa_reuse: bool
+    decoder_only: bool
     ssd_read_gbs: float | None = field(default=None, validator=optional(gt(0)))
     static_power: bool = False
     neurons_published: bool = False
@@ -198,14 +208,14 @@ class MachinePreset:
 
 def assumptions(name: str) -> Assumptions:
     """Return the assumption set ``name``: one of :data:`ASSUMPTIONS`, or what stands for the first on a machine."""
-    return structure(Assumptions, catalog.entry("assumptions", name))
+    return structure(Assumptions, catalog.whole(catalog.entry("assumptions", name)))
 
 
 def machine(
     preset: str, assumed: str = "fair", *, gpu_id: str | None = None, gpus: int | None = None,
     dimms: int | None = None, multipliers: int | None = None, dimm_preset: str = "datasheet",
-) -> MachineConfig:  # fmt: skip
-    """Return the machine of ``preset`` under the assumption set ``assumed``.
+) -> MachineConfig | BoardConfig:  # fmt: skip
+    """Return the machine of ``preset`` under the assumption set ``assumed``: GPUs and what is around, or a board.
 
     Parameters
     ----------
@@ -221,7 +231,17 @@ def machine(
     UnknownNameError, ConfigError
         When a part is not in the catalogue, or the machine has no such part.
     """
-    parts = structure(MachinePreset, catalog.entry("machines", preset))
+    entry = catalog.entry("machines", preset)
+    if is_board(entry):
+        for name, value in (("gpu", gpu_id), ("gpus", gpus), ("dimms", dimms), ("multipliers", multipliers)):
+            if value is not None:
+                raise ConfigError(name, f"machine {preset} has none")
+        belief = assumptions(assumed)
+        return board(
+            entry, sustained=belief.dram_efficiency, link_efficiency=belief.link_efficiency,
+            gqa_reuse=belief.gqa_reuse, decoder_only=belief.decoder_only,
+        )  # fmt: skip
+    parts = structure(MachinePreset, entry)
     belief = assumptions(parts.published if assumed == ASSUMPTIONS[0] else assumed)
     card = _believed_gpu(gpu(gpu_id or parts.gpu), belief)
     ndp = _believed_dimms(ndp_dimms(dimm_preset), belief, dimms, multipliers) if parts.dimm else None

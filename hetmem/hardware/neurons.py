@@ -102,15 +102,6 @@ class _NeuronPreset(NeuronConfig):
     published_eager_layer_s: float = 0.0
 
 
-def _whole(entry: catalog.Entry) -> catalog.Entry:
-    """Return the entry with what it does not say itself taken from its ``base``."""
-    if "base" not in entry.facts:
-        return entry
-    facts = {**_whole(catalog.entry(entry.kind, entry["base"])).facts, **entry.facts}
-    del facts["base"]
-    return catalog.Entry(entry.kind, entry.id, facts)
-
-
 def neurons(name: str, *, published: bool) -> NeuronConfig:
     """Return the catalogue's parameters ``name``: in series and at the rates its paper implies when ``published``.
 
@@ -119,7 +110,7 @@ def neurons(name: str, *, published: bool) -> NeuronConfig:
     UnknownNameError, ConfigError
         When there is no such entry, or it cannot be used.
     """
-    preset = structure(_NeuronPreset, _whole(catalog.entry("neurons", name)))
+    preset = structure(_NeuronPreset, catalog.whole(catalog.entry("neurons", name)))
     values: dict[str, Any] = {a.name: getattr(preset, a.name) for a in attrs.fields(NeuronConfig)}
     values["overlap_copy"] = not published
     if published:

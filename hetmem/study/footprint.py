@@ -14,6 +14,7 @@ from typing import Any
 from attrs import field, frozen, validators
 
 from hetmem.errors import ConfigError
+from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.config import MachineConfig
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine
@@ -96,7 +97,7 @@ class Device:
     share: float = 1.0
 
 
-def inventory(machine: Machine, config: MachineConfig, ledger: Ledger) -> tuple[Device, ...]:
+def inventory(machine: Machine, config: MachineConfig | BoardConfig, ledger: Ledger) -> tuple[Device, ...]:
     """Return the devices behind the components of a machine, as they were used."""
     found: dict[str, Device] = {}
     for unit in machine.units:
@@ -108,11 +109,13 @@ def inventory(machine: Machine, config: MachineConfig, ledger: Ledger) -> tuple[
     return tuple(found.values())
 
 
-def _device(component: str, machine: Machine, config: MachineConfig, ledger: Ledger) -> Device:
+def _device(component: str, machine: Machine, config: MachineConfig | BoardConfig, ledger: Ledger) -> Device:
     memories = [memory for memory in machine.memories if memory.component == component]
     gb = sum(memory.capacity_bytes for memory in memories) / 1e9
     held = sum(ledger.peak_bytes(memory.name) for memory in memories) / 1e9
     share = held / gb if gb else 1.0
+    if isinstance(config, BoardConfig):
+        return Device(component, "other", max(1, len(memories)), gb, share)
     if component == "gpu":
         return Device(config.gpu.name, "processor", config.gpus, config.gpu.capacity_gb)
     if component == "cpu" and config.cpu is not None:

@@ -27,6 +27,7 @@ def _model(n_layers: int) -> ModelSpec:
 
 def _machine(stored_bytes: int, rho: float, n_fixed: int, window: int, mode: str) -> MachineConfig:
     base = machine("m2cache", "as-published")
+    assert isinstance(base, MachineConfig)
     assert base.neurons is not None
     return evolve(
         base,

@@ -62,11 +62,12 @@ Reproduction = Callable[[], list[Row]]
 
 def reproductions() -> dict[str, Reproduction]:
     """Return every reproduction by name."""
+    from hetmem.study.reproduce_h2m2 import h2m2
     from hetmem.study.reproduce_hermes_baselines import hermes_baselines
     from hetmem.study.reproduce_laws import dram, links
     from hetmem.study.reproduce_m2cache import m2cache
 
-    return {"hermes-baselines": hermes_baselines, "m2cache": m2cache, "dram": dram, "links": links}
+    return {"hermes-baselines": hermes_baselines, "dram": dram, "links": links, "h2m2": h2m2, "m2cache": m2cache}
 
 
 def reproduce(name: str) -> list[Row]:

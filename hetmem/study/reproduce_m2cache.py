@@ -302,14 +302,17 @@ def _carbon_rows() -> list[Row]:
             zero.footprint.operational_g - mine.footprint.operational_g
         )
 
-    for name, paper, unit, index, note in (
-        ("carbon.7b", 7.67, "1", 0, CARBON), ("carbon.7b.saved_g", None, "g", 1, GRAMS)
-    ):  # fmt: skip
+    claims: tuple[tuple[str, float | None, str, int, str], ...] = (
+        ("carbon.7b", 7.67, "1", 0, CARBON),
+        ("carbon.7b.saved_g", None, "g", 1, GRAMS),
+    )
+    for name, stated, unit, index, note in claims:
         ours, fair = _both(lambda assumed, k=index: saved(assumed)[k])
         rows.append(
             Row(
                 quantity=name, system="m2cache", model="llama2-7b", batch=1,
-                metric="against zero-inference, 512 tokens", unit=unit, paper=paper, as_published=ours, fair=fair, verdict="not-reproducible", note=note,
+                metric="against zero-inference, 512 tokens", unit=unit, paper=stated,
+                as_published=ours, fair=fair, verdict="not-reproducible", note=note,
             )
         )  # fmt: skip
     return [*rows, _ssd_row(), _preload_row()]

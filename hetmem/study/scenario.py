@@ -1,5 +1,6 @@
 """A scenario: everything that determines a run, and the configuration it resolves to."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ import attrs
 from attrs import field, frozen, validators
 
 from hetmem.errors import ConfigError, UnknownNameError
+from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.config import ASSUMPTIONS, MachineConfig, machine
 from hetmem.hardware.ndp import PRESETS
 from hetmem.model import FP16, ModelSpec, Precision, load_model
@@ -55,7 +57,7 @@ class Configuration:
 
     model: ModelSpec
     precision: Precision
-    machine: MachineConfig
+    machine: MachineConfig | BoardConfig
     serving: Serving
     accounting: Accounting
 
@@ -82,7 +84,7 @@ class Scenario:
     gpus: int | None = None
     dimms: int | None = None
     multipliers: int | None = None
-    machine: MachineConfig | str | None = None
+    machine: MachineConfig | BoardConfig | str | None = None
     grid: str | None = None
     precision: Precision = FP16
     policies: Mapping[str, Any] = field(factory=dict)
@@ -158,8 +160,11 @@ def scenario(
                         ("dimms", others.get("dimms")), ("multipliers", others.get("multipliers"))):  # fmt: skip
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError(name, f"expected a whole number of at least 1, not {value!r}")
-    if rate is not None and not rate > 0:
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf):
         raise ConfigError("rate", f"expected requests per second above 0, not {rate!r}")
+    seed = others.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigError("seed", f"expected a whole number of at least 0, not {seed!r}")
     _check_policies(cls, others.get("policies") or {})
     source = workload(workload_)
     if requests is None and not hasattr(source, "batch") and not hasattr(source, "trace"):

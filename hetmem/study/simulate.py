@@ -14,6 +14,7 @@ from hetmem.engine.kv_cache import KvCache
 from hetmem.engine.scheduler import Scheduler
 from hetmem.engine.step import StepOutcome
 from hetmem.errors import CapacityError, ConservationError, UnsupportedError
+from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.clock import Clock
 from hetmem.hardware.config import MachineConfig
 from hetmem.hardware.ledger import Ledger
@@ -35,7 +36,8 @@ Progress = Callable[[int, int], None]
 
 def simulate(
     system: str | type[System], *, model: str | ModelSpec, workload: Any = "chat",
-    machine: MachineConfig | str | None = None, trace: bool = False, progress: Progress | None = None, **options: Any,
+    machine: MachineConfig | BoardConfig | str | None = None, trace: bool = False, progress: Progress | None = None,
+    **options: Any,
 ) -> Run:  # fmt: skip
     """Simulate one system serving one workload, and return the run.
 
@@ -134,7 +136,7 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
         scenario=asked, requests=recorder.requests, steps=recorder.steps, utilization=recorder.utilization,
         tasks=recorder.tasks, energy=energy, elapsed_ps=env.now,
         busy_ps={name: server.busy_at(env.now) for name, server in servers.items()},
-        output_tokens=recorder.emitted,
+        output_tokens=loop.delivered,
         counters={
             "steps": scheduler.steps, "events": next(env._eid), "preemptions": loop.preemptions,
             "tasks": sum(server.jobs for server in servers.values()),
@@ -148,6 +150,7 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
         configuration=unstructured(config) | {"workload": asked.workload.describe(), "seed": asked.seed,
                                               "assumptions": asked.assumptions, "dimm_preset": asked.dimm_preset,
                                               "decisions": dict(planner.decisions())},
+        noted=planner.tables(),
     )  # fmt: skip
 
 

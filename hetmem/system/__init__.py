@@ -5,8 +5,12 @@ from hetmem.system.accelerate import Accelerate
 from hetmem.system.base import Setup, System
 from hetmem.system.fiddler import Fiddler
 from hetmem.system.flexgen import FlexGen
+from hetmem.system.h2m2 import H2m2
+from hetmem.system.hierarchical import Hierarchical
 from hetmem.system.lia import Lia
+from hetmem.system.lpddr_only import LpddrOnly
 from hetmem.system.moe_lightning import MoeLightning
+from hetmem.system.multi_hbm import MultiHbm
 from hetmem.system.ndp_dimm import NdpDimm
 from hetmem.system.neuron_offload import LlmInAFlash, M2Cache
 from hetmem.system.resident import Resident
@@ -14,17 +18,9 @@ from hetmem.system.zero_inference import ZeroInference
 
 #: Every system, in the order in which comparisons list them.
 SYSTEMS: tuple[type[System], ...] = (
-    Resident,
-    ZeroInference,
-    FlexGen,
-    Accelerate,
-    NdpDimm,
-    M2Cache,
-    LlmInAFlash,
-    MoeLightning,
-    Fiddler,
-    Lia,
-)
+    Resident, ZeroInference, FlexGen, Accelerate, NdpDimm, H2m2, LpddrOnly, Hierarchical, MultiHbm,
+    M2Cache, LlmInAFlash, MoeLightning, Fiddler, Lia,
+)  # fmt: skip
 
 
 def system_ids() -> tuple[str, ...]:
