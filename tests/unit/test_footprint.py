@@ -3,10 +3,12 @@
 import attrs
 import pytest
 
-from hetmem import fixed, simulate
+from hetmem import catalog, fixed, simulate
 from hetmem.errors import ConfigError, UnknownNameError
 from hetmem.hardware.config import machine
+from hetmem.monitor import carbon, cost
 from hetmem.monitor.carbon import J_PER_KWH, S_PER_YEAR
+from hetmem.show import facts
 from hetmem.study.footprint import accounting, intensity
 from hetmem.system import system_ids
 
@@ -186,3 +188,54 @@ def test_defaults_are_the_catalogues():
     by = accounting()
     assert (by.grid, by.pue, by.embodied_years, by.capital_years) == ("world-2023", 1.2, 5.0, 3.0)
     assert (by.usd_per_kwh, by.endurance_tbw_per_tb, by.owned) == (0.1, 600.0, ())
+
+
+FACTS = [
+    (kind, entry, key)
+    for kind in ("carbon", "prices")
+    for entry in catalog.ids(kind)
+    for key, fact in catalog.entry(kind, entry).facts.items()
+    if isinstance(fact.value, int | float | list) and key != "nodes"
+]
+
+
+def figures():
+    """Return everything that carbon and prices of the catalogue lead to."""
+    known = catalog.ids("carbon")
+    dies = [name.removeprefix("die-") for name in known if name.startswith("die-")]
+    gb = {name: 0.0 if name in catalog.ids("cpus") else 24.0 for name in dies}
+    return [
+        [attrs.astuple(carbon.processor_kg(name, gb[name])) for name in dies],
+        [
+            carbon.die_kg(100.0, n.removeprefix("node-"), 500.0, g)
+            for n in known
+            if n.startswith("node-")
+            for g in (0, 1)
+        ],
+        [attrs.astuple(carbon.memory_kg(n.removeprefix("memory-"), 2.0)) for n in known if n.startswith("memory-")],
+        [carbon.grid(n.removeprefix("grid-")).g_per_kwh for n in known if n.startswith("grid-")],
+        [attrs.astuple(cost.purchase(n, 2.0)) for n in catalog.ids("prices") if n != "defaults"],
+        attrs.astuple(accounting()),
+    ]
+
+
+@pytest.mark.parametrize(("kind", "entry", "key"), FACTS)
+def test_no_number_of_carbon_and_prices_is_inert(kind, entry, key):
+    before, value = figures(), catalog.entry(kind, entry)[key]
+    for factor in (0.5, 0.9, 1.1):
+        changed = [v * factor for v in value] if isinstance(value, list) else value * factor
+        try:
+            with catalog.patched(kind, entry, key, changed):
+                if figures() != before:
+                    return
+        except (ConfigError, ValueError):
+            continue  # out of range, such as a low above its high
+    pytest.fail(f"{kind}.{entry}.{key} has no effect")
+
+
+def test_the_catalogue_lists_the_sources_of_carbon():
+    found = facts("carbon")
+    assert {one["kind"] for one in found} == {"carbon", "prices"}
+    every = [fact for one in found for fact in one["facts"].values()]
+    assert all(fact["source"] and fact["grade"] in catalog.GRADES for fact in every)
+    assert {"grid-coal", "memory-hbm3", "die-m40", "v100"} <= {one["id"] for one in found}
