@@ -3,6 +3,7 @@
 A step is ``prefill``, ``decode`` or ``mixed``, and is charged everything that units did since the step before ended,
 background work included; ``wait`` is the idle power between steps, and all that happens after the last. Integers
 throughout, so the phases add up to the components' total exactly. Within an interval the power is taken as even.
+Components are those of the units: what a system books to others in the run's account stays with its server here.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -62,12 +62,17 @@ Reproduction = Callable[[], list[Row]]
 
 def reproductions() -> dict[str, Reproduction]:
     """Return every reproduction by name."""
+    from hetmem.study.reproduce_attacc import attacc
     from hetmem.study.reproduce_h2m2 import h2m2
     from hetmem.study.reproduce_hermes_baselines import hermes_baselines
     from hetmem.study.reproduce_laws import dram, links
     from hetmem.study.reproduce_m2cache import m2cache
+    from hetmem.study.reproduce_papi import papi
 
-    return {"hermes-baselines": hermes_baselines, "dram": dram, "links": links, "h2m2": h2m2, "m2cache": m2cache}
+    return {
+        "hermes-baselines": hermes_baselines, "h2m2": h2m2, "papi": papi, "attacc": attacc, "m2cache": m2cache,
+        "dram": dram, "links": links,
+    }  # fmt: skip
 
 
 def reproduce(name: str) -> list[Row]:

@@ -27,6 +27,7 @@ from hetmem.monitor.recorder import Recorder
 from hetmem.study.footprint import footprint, inventory
 from hetmem.study.run import Run
 from hetmem.study.scenario import POLICIES, Configuration, Scenario, Serving, scenario, unstructured
+from hetmem.study.speculating import draft_model, speculation
 from hetmem.system import Setup, System
 from hetmem.units import to_s
 from hetmem.workload import FixedBatch, RequestTable
@@ -92,11 +93,13 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
             _kv_tokens(config.serving, longest),
             min(config.serving.batch * longest, config.serving.token_budget or 1 << 62),
             asked.seed,
+            draft_model(config),
         )
     )
+    drafts = speculation(asked, config)
     machine = planner.machine()
     env = Clock()
-    servers, ledger = machine.elaborate(env)
+    servers, ledger = machine.elaborate(env, config.serving.enforce_capacity)
     planner.place(ledger)
     kv = KvCache(
         ledger, config.serving.block_tokens, planner.kv_bytes_per_token(), config.serving.kv_share,
@@ -118,7 +121,7 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
     scheduler = Scheduler(env, executor, ledger, planner, on_step)
     loop = DecodeLoop(
         env, scheduler, kv, recorder, requests, _policy(asked, "batching", config), _policy(asked, "admission", config),
-        config.serving.token_budget, progress,
+        config.serving.token_budget, progress, drafts, planner.needs_contexts,
     )  # fmt: skip
     for number, reason in requests.dropped:
         recorder.dropped(number, -1, -1, -1, reason)
@@ -130,18 +133,20 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
     if not loop.finished:
         raise UnsupportedError(asked.system.name, _nothing_done(requests, kv))
     phases.close(env.now)
-    energy = _energy(machine, servers, env.now, phases.by_phase())
+    energy = _energy(machine, servers, env.now, planner.spent_fj(), phases.by_phase())
     counted = planner.counters()
     return Run(
         scenario=asked, requests=recorder.requests, steps=recorder.steps, utilization=recorder.utilization,
         tasks=recorder.tasks, energy=energy, elapsed_ps=env.now,
+        tables={**planner.tables(), **loop.tables()},
         busy_ps={name: server.busy_at(env.now) for name, server in servers.items()},
         output_tokens=loop.delivered,
         counters={
             "steps": scheduler.steps, "events": next(env._eid), "preemptions": loop.preemptions,
             "tasks": sum(server.jobs for server in servers.values()),
             "kv_blocks_total": kv.total, "kv_blocks_peak": kv.peak, "kv_blocks_allocated": kv.allocated,
-            "kv_blocks_freed": kv.freed, "kv_blocks_held": kv.used, **counted,
+            "kv_blocks_freed": kv.freed, "kv_blocks_held": kv.used, "bytes_over_capacity": ledger.excess_bytes,
+            **counted,
         },
         footprint=footprint(
             inventory(machine, config.machine, ledger), phases.spells(), to_s(env.now), config.accounting,
@@ -150,7 +155,6 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
         configuration=unstructured(config) | {"workload": asked.workload.describe(), "seed": asked.seed,
                                               "assumptions": asked.assumptions, "dimm_preset": asked.dimm_preset,
                                               "decisions": dict(planner.decisions())},
-        noted=planner.tables(),
     )  # fmt: skip
 
 
@@ -176,7 +180,8 @@ def _require_batch(asked: Scenario, config: Configuration, kv: KvCache, ledger: 
     work = asked.workload
     if not isinstance(work, FixedBatch) or asked.arrivals:
         return
-    blocks = min(config.serving.batch, asked.requests or work.batch) * kv.blocks_for(work.prompt + work.output - 1)
+    tokens = work.prompt + work.output - 2 + config.serving.tlp
+    blocks = min(config.serving.batch, asked.requests or work.batch) * kv.blocks_for(tokens)
     if blocks > kv.total:
         memory = next(iter(kv.block_bytes))
         held = tuple((owner, n) for name, owner, n in ledger.holdings() if name == memory)
@@ -207,12 +212,21 @@ def _always_on(machine: Machine) -> tuple[tuple[str, float | None], ...]:
 
 
 def _energy(
-    machine: Machine, servers: dict[str, Server], elapsed_ps: int, by_phase: Mapping[str, Mapping[str, int]]
-) -> Energy:
+    machine: Machine, servers: dict[str, Server], elapsed_ps: int, spent_fj: Mapping[str, Mapping[str, int]],
+    by_phase: Mapping[str, Mapping[str, int]],
+) -> Energy:  # fmt: skip
+    """Return the account; what a system booked by component must be what its servers spent."""
+    for name, parts in spent_fj.items():
+        if sum(parts.values()) != servers[name].energy_fj:
+            raise ConservationError(
+                "energy = sum of its parts", f"{name} spent {servers[name].energy_fj} fJ, {sum(parts.values())} booked"
+            )
+    dynamic = {name: 0 if name in spent_fj else server.energy_fj for name, server in servers.items()}
     found = account(
-        ((unit, servers[unit.name].busy_at(elapsed_ps), servers[unit.name].energy_fj) for unit in machine.units),
+        ((unit, servers[unit.name].busy_at(elapsed_ps), dynamic[unit.name]) for unit in machine.units),
         _always_on(machine),
         elapsed_ps,
+        (part for parts in spent_fj.values() for part in parts.items()),
     )
     if (split := total_fj(by_phase)) != found.total_fj:
         raise ConservationError("energy of phases = energy of components", f"{split} and {found.total_fj} fJ")

@@ -13,14 +13,18 @@ SMALL = {
     "compare_chat": ["resident", "ndp-dimm", "--model", "opt-13b", "--workload", "lengths.csv", "--requests", "2"],
     "batch_sweep": ["--systems", "resident", "ndp-dimm", "--batches", "2", "1", "--output", "2"],
     "dimm_count": ["--dimms", "4", "16", "8", "--batch", "2", "--output", "2"],
-    "fixed_layers": ["--cases", "2:0.5", "--windows", "1", "2", "--layers", "8"],
+    "papi_decay": ["--model", "llama-7b", "--batches", "4", "2", "--mean", "8"],
+    "papi_gains": ["--models", "llama-65b", "--batches", "4", "--tlps", "4", "2", "--baselines", "attacc-only"],
+    "fixed_layers": ["--cases", "2:0.5", "4:0.75", "--windows", "1", "2", "--layers", "8"],
     "old_hardware": ["--model", "opt-6.7b", "--demands", "0.01", "1", "--requests", "2"],
 }
 PRINTED = {
+    "papi_decay": ("static, decaying", "continuous", "static, equal outputs", "gain in energy"),
+    "papi_gains": ("alpha", "attacc-only energy"),
     "fixed_layers": ("contiguous", "interleaved", "bound", "2:0.5"),
     "old_hardware": ("m40, owned", "rtx-3090", "h100-sxm-80gb", "coal", "hydro", "emits less at"),
 }
-SYSTEMS_PRINTED = ("ndp-dimm", "as-published", "fair", "datasheet")
+USUAL = ("ndp-dimm", "as-published", "fair", "datasheet")
 WRONG = {"fixed_layers": (["--cases", "2"], "expected RHO:FRACTION such as 2:0.5, not '2'")}
 
 
@@ -44,7 +48,7 @@ def test_script_prints_a_table_and_writes_a_picture(name, tmp_path, monkeypatch,
     script(name).main([*SMALL[name], "--out", str(out)])
     printed = capsys.readouterr().out
     assert f"figure: {out}" in printed
-    for expected in PRINTED.get(name, SYSTEMS_PRINTED):
+    for expected in PRINTED.get(name, USUAL):
         assert expected in printed
     header = out.read_bytes()[:24]
     assert header.startswith(b"\x89PNG")
