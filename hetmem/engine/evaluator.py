@@ -19,7 +19,7 @@ from attrs import define, field
 
 from hetmem.engine.executor import TASKS_PER_STEP, OnTask, waiting_lines
 from hetmem.engine.graph import Cost, Handle, TaskGraph, Template
-from hetmem.engine.program import GATE, LAST, PUBLISHED, QUEUED, TOLD, WATCHED, Barrier, Program, program
+from hetmem.engine.program import BEHIND, GATE, LAST, PUBLISHED, QUEUED, TOLD, WATCHED, Barrier, Program, program
 from hetmem.errors import ConfigError, ConservationError, DeadlockError
 from hetmem.hardware.clock import ARBITRATION, COMPLETION, NEVER, Clock
 from hetmem.hardware.lane import Lane
@@ -153,6 +153,9 @@ class Evaluator:
                 lane.jobs += jobs
                 lane.energy_fj += spent
                 lane.bytes += carried
+        if energy:
+            for lane, pick in prog.behind:
+                lane.pending_fj += sum(pick(fj))
         if not idle:
             return ps, prog.lanes
         by_task = prog.expand(ps)
@@ -270,6 +273,8 @@ class Evaluator:
                 start = lane.free_ps
             lane.free_ps = end = start + lasts
             lane.served_ps += lasts
+            if sub.kinds[task] & BEHIND:
+                lane.spend(end, sub.graph.fj[sub.graph.template.slot_index[task]])
             if self._tracing:
                 self._note(sub, task, start, end)
             if self._done(sub, task, end):
@@ -306,7 +311,10 @@ class Evaluator:
         return True
 
     def _queued_ended(self, sub: _Submission, task: int, start: int, end: int) -> None:
-        sub.lanes[task].watched -= bool(sub.kinds[task] & WATCHED)
+        lane = sub.lanes[task]
+        lane.watched -= bool(sub.kinds[task] & WATCHED)
+        if sub.kinds[task] & BEHIND:
+            lane.spend(end, sub.graph.fj[sub.graph.template.slot_index[task]])
         if self._tracing:
             self._note(sub, task, start, end)
         self._done(sub, task, end)

@@ -12,8 +12,9 @@ from hetmem.errors import ConfigError
 from hetmem.hardware.lane import Lane
 
 #: What kind of task one is, as bits: the gate or the end of the graph waits for it itself (not for one that follows
-#: it), it is of a class other than 0, it publishes a handle, or its end matters to a server or a gate.
-GATE, LAST, QUEUED, PUBLISHED, WATCHED = 1, 2, 4, 8, 16
+#: it), it is of a class other than 0, it publishes a handle, its end matters to a server or a gate, or it
+#: is in the background at a server.
+GATE, LAST, QUEUED, PUBLISHED, WATCHED, BEHIND = 1, 2, 4, 8, 16, 32
 TOLD = GATE | LAST | PUBLISHED
 
 #: Submissions of a template before it is compiled: about as long as compiling takes, the other way takes for these.
@@ -48,6 +49,8 @@ class Program:
         lanes, and what picks their items out of a sequence by task.
     sums : list of (lanes, picker)
         The tasks of each lane by slot; lanes with the same slots together.
+    behind : list of (lane, picker)
+        The background tasks of each lane by slot.
     free_slots : tuple of int
         Places of the slots of tasks without a server.
     plain : bool
@@ -65,6 +68,7 @@ class Program:
     lasts: int
     barriers: dict[int, Barrier]
     sums: list[tuple[list[Lane], Picker]]
+    behind: list[tuple[Lane, Picker]]
     free_slots: tuple[int, ...]
     plain: bool
     _line: StraightLine | None = field(default=None, init=False)
@@ -150,6 +154,7 @@ def program(template: Template, lanes: Mapping[str, Lane]) -> Program:
         sum(bool(kind & LAST) for kind in kinds),
         _barriers(template, kinds, lanes),
         _sums(template, lanes),
+        [(lane, pick) for group, pick in _sums(template, lanes, behind=True) for lane in group],
         tuple({s: None for name, s in zip(template.servers, template.slot_index, strict=True) if name is None and s}),
         not any(template.background) and not any(template.classes) and any(template.servers),
     )
@@ -176,6 +181,8 @@ def _kinds(template: Template) -> bytes:
             kinds[task] |= GATE
         if not successors:
             kinds[task] |= LAST
+        if background[task] and template.servers[task] is not None:
+            kinds[task] |= BEHIND
         if template.classes[task] and template.servers[task] is not None:
             kinds[task] |= QUEUED | (WATCHED if matters[task] else 0)
     return bytes(kinds)
@@ -191,10 +198,11 @@ def _barriers(template: Template, kinds: Sequence[int], lanes: Mapping[str, Lane
     return barriers
 
 
-def _sums(template: Template, lanes: Mapping[str, Lane]) -> list[tuple[list[Lane], Picker]]:
+def _sums(template: Template, lanes: Mapping[str, Lane], behind: bool = False) -> list[tuple[list[Lane], Picker]]:
     places: dict[str, list[int]] = {}
-    for name, place in zip(template.servers, template.slot_index, strict=True):
-        if name is not None:
+    tasks = zip(template.servers, template.slot_index, template.background, strict=True)
+    for name, place, background in tasks:
+        if name is not None and (background or not behind):
             places.setdefault(name, []).append(place)
     alike: dict[tuple[int, ...], list[Lane]] = {}
     for name, used in places.items():

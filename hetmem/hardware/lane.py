@@ -42,8 +42,10 @@ class Lane:
         Queued work of which the evaluator wants to know the end when it comes.
     """
 
-    __slots__ = ("_starts", "asked_ps", "bytes", "ended", "energy_fj", "free_ps", "jobs", "name", "number", "queue",
-                 "served_ps", "wait_ps", "wake_ps", "watched")  # fmt: skip
+    __slots__ = (
+        "_spent", "_starts", "asked_ps", "bytes", "ended", "energy_fj", "free_ps", "jobs", "name", "number",
+        "pending_fj", "queue", "served_ps", "wait_ps", "wake_ps", "watched",
+    )  # fmt: skip
 
     def __init__(self, name: str, number: int) -> None:
         self.name, self.number = name, number
@@ -55,6 +57,9 @@ class Lane:
         #: Called as ``ended(owner, index, start_ps, end_ps)`` when work of the queue is given its end.
         self.ended: Ended = _nobody
         self._starts: deque[int] = deque()
+        #: Femtojoules of background work handed in, less those of such work known to have ended by the last query.
+        self.pending_fj = 0
+        self._spent: deque[tuple[int, int]] = deque()
 
     def delay(self, ready_ps: int) -> None:
         """Note that work of class 0, ready at ``ready_ps``, waits until the lane is free."""
@@ -111,6 +116,20 @@ class Lane:
         self.advance(tick)
         ahead = sum(start - tick for start in self._starts if start > tick)
         return self.wait_ps - ahead + sum(tick - int(entry[1]) for entry in self.queue if entry[7] < 0)
+
+    def spend(self, end_ps: int, energy_fj: int) -> None:
+        """Note that background work ends at ``end_ps``; ends come in order."""
+        self._spent.append((end_ps, energy_fj))
+
+    def energy_at(self, tick: int) -> int:
+        """Return the femtojoules of the work that has ended by ``tick``, the present.
+
+        Foreground work counts from its submission: its step's gate, before which nobody asks, is no earlier.
+        """
+        self.advance(tick)
+        while self._spent and self._spent[0][0] <= tick:
+            self.pending_fj -= self._spent.popleft()[1]
+        return self.energy_fj - self.pending_fj
 
 
 def _nobody(_owner: Any, _index: int, _start_ps: int, _end_ps: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import hetmem
 from hetmem.errors import ConservationError
-from hetmem.hardware.server import Server
+from hetmem.hardware.lane import Lane
 from hetmem.model import FP16, StepShape, head_kernels, layer_kernels
 from hetmem.monitor.recorder import Recorder
 from hetmem.study import simulate as simulate_module
@@ -179,7 +179,7 @@ def test_tokens_that_nobody_receives_are_found(monkeypatch):
 
 
 def test_a_server_that_is_busier_than_time_allows_is_found(monkeypatch):
-    monkeypatch.setattr(Server, "busy_at", lambda self, tick: tick + 1)
+    monkeypatch.setattr(Lane, "busy_at", lambda self, tick: tick + 1)
     with pytest.raises(ConservationError, match=r"busy \+ idle = elapsed violated: gpu0 was busy"):
         run("resident")
 
@@ -193,4 +193,4 @@ def test_bytes_that_no_server_served_are_found(monkeypatch):
 
     monkeypatch.setattr(simulate_module.Executor, "check_drained", tampered)
     with pytest.raises(ConservationError, match=r"bytes in = bytes out violated: gpu0\.hbm"):
-        run("resident")
+        run("resident", engine="event")
