@@ -61,9 +61,7 @@ class CapacityError(HetmemError):
     ``asked``, ``free`` and ``capacity`` are bytes; ``held`` names the owners and their bytes.
     """
 
-    def __init__(
-        self, memory: str, asked: int, free: int, capacity: int, held: tuple[tuple[str, int], ...]
-    ) -> None:
+    def __init__(self, memory: str, asked: int, free: int, capacity: int, held: tuple[tuple[str, int], ...]) -> None:
         super().__init__(memory, asked, free, capacity, held)
         self.memory, self.asked, self.free, self.capacity, self.held = memory, asked, free, capacity, held
 

@@ -113,8 +113,8 @@ def _parse_entry(kind: str, name: str, table: Any, origin: str) -> Entry:
         spelled = isinstance(raw, dict) and "value" in raw
         fact = Fact(
             raw["value"] if spelled else raw,
-            raw.get("source", source) if spelled else source,
-            raw.get("grade", grade) if spelled else grade,
+            str((raw.get("source", source) if spelled else source) or ""),
+            str(raw.get("grade", grade) if spelled else grade),
         )
         if not fact.source:
             raise ConfigError(f"{where}.{key}", "has no source")

@@ -1,1 +1,36 @@
+"""The systems: one file each, found here by name."""
 
+from hetmem.errors import UnknownNameError
+from hetmem.system.accelerate import Accelerate
+from hetmem.system.base import Setup, System
+from hetmem.system.flexgen import FlexGen
+from hetmem.system.ndp_dimm import NdpDimm
+from hetmem.system.resident import Resident
+from hetmem.system.zero_inference import ZeroInference
+
+#: Every system, in the order in which comparisons list them.
+SYSTEMS: tuple[type[System], ...] = (Resident, ZeroInference, FlexGen, Accelerate, NdpDimm)
+
+
+def system_ids() -> tuple[str, ...]:
+    """Return the names of all systems."""
+    return tuple(system.name for system in SYSTEMS)
+
+
+def system_class(name: str) -> type[System]:
+    """Return the system called ``name``; matching ignores case and punctuation.
+
+    Raises
+    ------
+    UnknownNameError
+        With a suggestion.
+    """
+    from hetmem.catalog import normalize
+
+    for system in SYSTEMS:
+        if normalize(system.name) == normalize(name):
+            return system
+    raise UnknownNameError("system", name, system_ids())
+
+
+__all__ = ["SYSTEMS", "Setup", "System", "system_class", "system_ids"]

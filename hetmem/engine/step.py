@@ -1,0 +1,49 @@
+"""What flows between decode loop, scheduler and system: a token-step request, its view, plan and outcome."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from attrs import field, frozen
+
+from hetmem.engine.graph import TaskGraph
+from hetmem.model import StepShape
+
+
+@frozen(slots=True)
+class StepView:
+    """What a system and its policies may know when they plan a step. No true output length is in it.
+
+    ``order`` numbers the steps of the run; ``prefill`` and ``decode`` are the shapes of the two groups, None
+    where the step has none; ``running`` and ``waiting`` count sequences; ``load`` gives the ticks that each
+    server was busy since the view before, an empty mapping at first.
+    """
+
+    order: int
+    now_ps: int
+    prefill: StepShape | None
+    decode: StepShape | None
+    running: int
+    waiting: int
+    load: Mapping[str, int] = field(factory=lambda: MappingProxyType({}))
+
+
+@frozen(slots=True, eq=False)
+class Plan:
+    """What a system decided: the graph to run and the bytes that change hands.
+
+    ``allocate`` is reserved when the plan is committed, destinations of copies included; ``release`` is given
+    back when the step is observed. Both hold (owner, memory, bytes).
+    """
+
+    graph: TaskGraph
+    allocate: tuple[tuple[str, str, int], ...] = ()
+    release: tuple[tuple[str, str, int], ...] = ()
+
+
+@frozen(slots=True)
+class StepOutcome:
+    """What happened: the view that was planned for, and the ticks between which the step ran."""
+
+    view: StepView
+    start_ps: int
+    end_ps: int

@@ -1,0 +1,280 @@
+"""The machine as data: the parts a user names, resolved to numbers under an assumption set.
+
+A preset (``machines.toml``) says which parts; the catalogue gives their numbers; an assumption set
+(``assumptions.toml``) says which rates a run believes: the ones a paper printed, or the measured ones, the same
+for every system.
+"""
+
+from attrs import evolve, field, frozen
+from attrs.validators import ge, gt, in_, optional
+
+from hetmem import catalog
+from hetmem.catalog.structure import structure
+from hetmem.errors import ConfigError
+from hetmem.hardware.cpu import CpuSpec, cpu
+from hetmem.hardware.dram import MAPPINGS, MemorySystem, memory
+from hetmem.hardware.gpu import GpuSpec, gpu
+from hetmem.hardware.link import Link, LinkPath, link
+from hetmem.hardware.ndp import NdpDimms, ndp_dimms
+from hetmem.hardware.ssd import Ssd, ssd
+
+ASSUMPTIONS = ("as-published", "fair")
+
+
+@frozen(kw_only=True)
+class Assumptions:
+    """Which rates a run believes.
+
+    Attributes
+    ----------
+    stream_gbs, pageable_gbs, prefill_gbs, link_peak_gbs
+        What the host link achieves from pinned memory, from pageable memory and while a prompt is processed,
+        and its nominal rate; None where the link's own measured rates hold.
+    pageable_copies
+        Whether a system that copies from pageable memory is charged for it.
+    ideal_gpu
+        Whether GPU kernels run at peak rates, the slower of compute and memory, with no launch overhead.
+    gpu_bandwidth_gbs, gpu_fp16_tflops
+        What is printed for a GPU, by GPU id, in place of its datasheet's figures.
+    gpu_weight_bytes
+        GPU memory that weights may take, by GPU id, where a paper says so.
+    gpu_usable
+        Fraction of GPU memory that weights, buffers and KV cache may take.
+    dram_efficiency
+        Whether DRAM outside the GPU is charged with its sustained efficiency.
+    prefill_streams_all
+        Whether a prefill streams resident weights too.
+    flexgen_resident
+        Whether FlexGen may keep weights in GPU memory.
+    """
+
+    name: str
+    stream_gbs: float | None = field(default=None, validator=optional(gt(0)))
+    pageable_gbs: float | None = field(default=None, validator=optional(gt(0)))
+    prefill_gbs: float | None = field(default=None, validator=optional(gt(0)))
+    link_peak_gbs: float | None = field(default=None, validator=optional(gt(0)))
+    pageable_copies: bool
+    ideal_gpu: bool
+    gpu_bandwidth_gbs: dict[str, float] = field(factory=dict)
+    gpu_fp16_tflops: dict[str, float] = field(factory=dict)
+    gpu_weight_bytes: dict[str, float] = field(factory=dict)
+    gpu_usable: float = field(validator=[gt(0)])
+    dram_efficiency: bool
+    prefill_streams_all: bool
+    flexgen_resident: bool
+
+
+@frozen(kw_only=True)
+class HostMemory:
+    """The host's DRAM: ``channels`` of a catalogue device, striped, with ``capacity_bytes`` in all.
+
+    ``dimm_idle_w`` is drawn by each DIMM of ``dimm_bytes``; ``pj_per_bit`` is charged per bit moved.
+    """
+
+    device: str
+    channels: int = field(validator=ge(1))
+    capacity_bytes: int = field(validator=gt(0))
+    interleave_bytes: int = field(validator=gt(0))
+    mapping: str = field(default="bgfirst", validator=in_(MAPPINGS))
+    sustained: bool = True
+    dimm_bytes: int = field(validator=gt(0))
+    dimm_idle_w: float = field(validator=ge(0))
+    pj_per_bit: float = field(validator=ge(0))
+
+    @property
+    def system(self) -> MemorySystem:
+        """The channels together."""
+        return MemorySystem(
+            device=memory(self.device), channels=self.channels, interleave_bytes=self.interleave_bytes,
+            mapping=self.mapping,
+        )  # fmt: skip
+
+    def bytes_per_s(self, chunk_bytes: float | None = None) -> float:
+        """Return what a stream, or chunks of ``chunk_bytes``, achieve."""
+        achieved = self.system.efficiency(chunk_bytes) if self.sustained else 1.0
+        return self.system.peak_gbs * 1e9 * achieved
+
+    @property
+    def idle_w(self) -> float:
+        """Watts of all DIMMs while nothing is accessed."""
+        return self.dimm_idle_w * self.capacity_bytes / self.dimm_bytes
+
+
+@frozen(kw_only=True)
+class MachineConfig:
+    """A machine: GPUs and what is around them. Parts that a system does not need are None.
+
+    Attributes
+    ----------
+    gpu, gpus, gpu_link
+        The GPU, how many, and the link between them (None for a single one).
+    gpu_usable, gpu_weight_bytes
+        Fraction of GPU memory in use, and the bytes of it that weights may take (None: what is left).
+    live_context
+        Whether an idle GPU holds a live context, which draws more than a bare one.
+    pcie, prefill_gbs, pageable_copies
+        The host link; its rate while weights are streamed for a prefill (None: its pinned rate); whether
+        pageable copies are charged.
+    host, cpu, ssd, dimm
+        Host DRAM and processor, SSD, NDP-DIMMs.
+    sync_s
+        One hop of a host-issued synchronisation between GPU and DIMMs.
+    prefill_streams_all, flexgen_resident
+        See :class:`Assumptions`.
+    base_w
+        Watts of everything else in the node; None is not counted.
+    """
+
+    gpu: GpuSpec
+    gpus: int = field(default=1, validator=ge(1))
+    gpu_link: Link | None = None
+    gpu_usable: float = field(validator=gt(0))
+    gpu_weight_bytes: float | None = field(default=None, validator=optional(gt(0)))
+    live_context: bool = True
+    pcie: Link
+    prefill_gbs: float | None = field(default=None, validator=optional(gt(0)))
+    pageable_copies: bool
+    host: HostMemory | None = None
+    cpu: CpuSpec | None = None
+    ssd: Ssd | None = None
+    dimm: NdpDimms | None = None
+    sync_s: float = field(default=0.0, validator=ge(0))
+    prefill_streams_all: bool
+    flexgen_resident: bool
+    base_w: float | None = field(default=None, validator=optional(ge(0)))
+
+    def __attrs_post_init__(self) -> None:
+        if self.gpu_usable > 1:
+            raise ValueError(f"gpu_usable must be at most 1, not {self.gpu_usable}")
+        if self.gpus > 1 and self.gpu_link is None:
+            raise ValueError("gpus must be 1 on a machine without gpu_link; ask for them with --gpus")
+
+    @property
+    def gpu_usable_bytes(self) -> int:
+        """GPU memory of one GPU that weights, buffers and KV cache may take together."""
+        return int(self.gpu.capacity_bytes * self.gpu_usable)
+
+    def prefill_path(self, direction: str = "h2d") -> LinkPath:
+        """Return the path by which weights are streamed, and keys and values written, for a prefill."""
+        path = self.pcie.path(direction=direction)
+        return path if self.prefill_gbs is None else evolve(path, gbs=self.prefill_gbs)
+
+
+@frozen(kw_only=True)
+class MachinePreset:
+    """Which parts a machine has, by their names in the catalogue."""
+
+    name: str
+    gpu: str
+    gpus: int
+    cpu: str
+    ssd: str | None = None
+    dimm: bool = False
+    host_device: str | None = None
+    host_channels: int = 1
+    host_capacity_bytes: int = 0
+    host_interleave_bytes: int = 64
+    host_dimm_bytes: int = 0
+    host_dimm_idle_w: float = 0.0
+    host_pj_per_bit: float = 0.0
+    sync_s: float = 0.0
+    base_w: float | None = None
+
+
+def assumptions(name: str) -> Assumptions:
+    """Return the assumption set ``name``, one of :data:`ASSUMPTIONS`."""
+    return structure(Assumptions, catalog.entry("assumptions", name))
+
+
+def machine(
+    preset: str, assumed: str = "fair", *, gpu_id: str | None = None, gpus: int | None = None,
+    dimms: int | None = None, multipliers: int | None = None, dimm_preset: str = "datasheet",
+) -> MachineConfig:  # fmt: skip
+    """Return the machine of ``preset`` under the assumption set ``assumed``.
+
+    Parameters
+    ----------
+    gpu_id, gpus
+        Another GPU, and another number of them.
+    dimms, multipliers
+        Another number of NDP-DIMMs, and of multipliers on each.
+    dimm_preset
+        ``"datasheet"`` or ``"paper-fit"``.
+
+    Raises
+    ------
+    UnknownNameError, ConfigError
+        When a part is not in the catalogue, or the machine has no such part.
+    """
+    parts = structure(MachinePreset, catalog.entry("machines", preset))
+    belief = assumptions(assumed)
+    card = _believed_gpu(gpu(gpu_id or parts.gpu), belief)
+    ndp = _believed_dimms(ndp_dimms(dimm_preset), belief, dimms, multipliers) if parts.dimm else None
+    if ndp is None and (dimms is not None or multipliers is not None):
+        raise ConfigError("dimms" if dimms is not None else "multipliers", f"machine {preset} has no NDP-DIMMs")
+    host = None
+    if parts.host_device is not None:
+        host = HostMemory(
+            device=parts.host_device, channels=parts.host_channels, capacity_bytes=parts.host_capacity_bytes,
+            interleave_bytes=parts.host_interleave_bytes, sustained=belief.dram_efficiency,
+            dimm_bytes=parts.host_dimm_bytes, dimm_idle_w=parts.host_dimm_idle_w,
+            pj_per_bit=parts.host_pj_per_bit,
+        )  # fmt: skip
+    several = (parts.gpus if gpus is None else gpus) > 1
+    return MachineConfig(
+        gpu=card,
+        gpus=parts.gpus if gpus is None else gpus,
+        gpu_link=_between_gpus(link(card.peer_link)) if several else None,
+        gpu_usable=belief.gpu_usable,
+        gpu_weight_bytes=belief.gpu_weight_bytes.get(card.name),
+        pcie=_believed_link(link(card.host_link), belief),
+        prefill_gbs=belief.prefill_gbs,
+        pageable_copies=belief.pageable_copies,
+        host=host,
+        cpu=cpu(parts.cpu),
+        ssd=None if parts.ssd is None else ssd(parts.ssd),
+        dimm=ndp,
+        sync_s=parts.sync_s,
+        prefill_streams_all=belief.prefill_streams_all,
+        flexgen_resident=belief.flexgen_resident,
+        base_w=parts.base_w,
+    )
+
+
+def _believed_gpu(card: GpuSpec, belief: Assumptions) -> GpuSpec:
+    card = evolve(
+        card,
+        memory_gbs=belief.gpu_bandwidth_gbs.get(card.name, card.memory_gbs),
+        fp16_tflops=belief.gpu_fp16_tflops.get(card.name, card.fp16_tflops),
+    )
+    if belief.ideal_gpu:
+        return card.ideal()
+    # A fit constant above what a stream achieves is a compensation, not a bandwidth.
+    return evolve(card, memory_efficiency=min(card.memory_efficiency, card.stream_efficiency))
+
+
+def _between_gpus(found: Link) -> Link:
+    """Return the link as one between equals: without a link of their own, GPUs share the host's pinned path."""
+    if found.peer is not None:
+        return found
+    return evolve(found, peer=found.path(), h2d_pinned=None, d2h_pinned=None, h2d_pageable=None, d2h_pageable=None)
+
+
+def _believed_link(found: Link, belief: Assumptions) -> Link:
+    if belief.stream_gbs is None or belief.pageable_gbs is None or found.h2d_pinned is None:
+        return found
+    pinned = LinkPath(latency_s=found.h2d_pinned.latency_s, gbs=belief.stream_gbs)
+    pageable = LinkPath(latency_s=found.h2d_pinned.latency_s, gbs=belief.pageable_gbs)
+    return evolve(
+        found, peak_gbs=belief.link_peak_gbs or found.peak_gbs, h2d_pinned=pinned, d2h_pinned=pinned,
+        h2d_pageable=pageable, d2h_pageable=pageable,
+    )  # fmt: skip
+
+
+def _believed_dimms(pool: NdpDimms, belief: Assumptions, count: int | None, multipliers: int | None) -> NdpDimms:
+    return evolve(
+        pool,
+        count=pool.count if count is None else count,
+        multipliers=pool.multipliers if multipliers is None else multipliers,
+        sustained=pool.sustained or not belief.dram_efficiency,
+    )

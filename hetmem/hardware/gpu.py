@@ -1,0 +1,114 @@
+"""GPUs: peaks, capacity, power states, and the roofline constants of a kernel.
+
+A calibration belongs to a GPU and a software stack: measured constants are given for the A100 and H100
+(Vidur's profiles), the RTX 4090 and the RTX PRO 6000 (inside vLLM 0.19); the others take those of the
+nearest architecture, graded ``derived`` or ``assumed``. Not modelled: clocks that fall under a power cap,
+ECC, and memory beside weights, KV and activations.
+"""
+
+import math
+
+from attrs import evolve, field, frozen
+from attrs.validators import ge, gt
+
+from hetmem import catalog
+from hetmem.catalog.structure import structure
+from hetmem.errors import ConfigError
+from hetmem.hardware.roofline import Array, KernelTime, fraction, roofline
+
+
+@frozen(kw_only=True)
+class GpuSpec:
+    """One GPU.
+
+    Attributes
+    ----------
+    fp16_tflops, int8_tops : float
+        Dense peaks. Where the tensor or FP16 units are missing, those of the units that do run such a model.
+    memory_gbs, capacity_gb : float
+        Memory: datasheet bandwidth, and capacity in 1e9 bytes.
+    tdp_w, idle_w, context_w : float
+        Board power: busy, bare idle, and idle with a live context.
+    host_link, peer_link : str
+        Ids of the links to the host and between GPUs (PCIe where there is no NVLink).
+    stream_efficiency : float
+        Achieved fraction of the bandwidth for a plain stream.
+    compute_efficiency, memory_efficiency, launch_s, smooth_q : float
+        Fit constants of :func:`hetmem.hardware.roofline.roofline` for linear kernels.
+    """
+
+    name: str
+    fp16_tflops: float = field(validator=gt(0))
+    int8_tops: float = field(validator=gt(0))
+    memory_gbs: float = field(validator=gt(0))
+    capacity_gb: float = field(validator=gt(0))
+    tdp_w: float = field(validator=gt(0))
+    idle_w: float = field(validator=ge(0))
+    context_w: float = field(validator=ge(0))
+    host_link: str
+    peer_link: str
+    stream_efficiency: float = fraction()
+    compute_efficiency: float = fraction()
+    memory_efficiency: float = fraction()
+    launch_s: float = field(validator=ge(0))
+    smooth_q: float = field(validator=ge(1))
+
+    def __attrs_post_init__(self) -> None:
+        if not self.idle_w <= self.context_w <= self.tdp_w:
+            raise ValueError("idle_w, context_w and tdp_w must rise")
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Memory in bytes."""
+        return round(self.capacity_gb * 1e9)
+
+    @property
+    def memory_bytes_per_s(self) -> float:
+        """Peak memory bandwidth in bytes per second."""
+        return self.memory_gbs * 1e9
+
+    def peak_flops(self, dtype: str = "fp16") -> float:
+        """Return the dense peak in operations per second for ``dtype`` "fp16", "bf16" or "int8"."""
+        peaks = {"fp16": self.fp16_tflops, "bf16": self.fp16_tflops, "int8": self.int8_tops}
+        if dtype not in peaks:
+            raise ConfigError("dtype", f"expected one of {', '.join(peaks)}, not {dtype!r}")
+        return peaks[dtype] * 1e12
+
+    def legs_s(self, flops: float | Array, n_bytes: float | Array, dtype: str = "fp16") -> KernelTime:
+        """Return seconds of a kernel alone, launch included, and of its memory leg; floats or arrays."""
+        return roofline(
+            flops,
+            n_bytes,
+            peak_flops=self.peak_flops(dtype),
+            peak_gbs=self.memory_gbs,
+            compute_efficiency=self.compute_efficiency,
+            memory_efficiency=self.memory_efficiency,
+            launch_s=self.launch_s,
+            smooth_q=self.smooth_q,
+        )
+
+    def ideal(self) -> "GpuSpec":
+        """Return the GPU of a naive roofline: peak rates, the slower of compute and memory, no launch."""
+        return evolve(
+            self,
+            stream_efficiency=1.0,
+            compute_efficiency=1.0,
+            memory_efficiency=1.0,
+            launch_s=0.0,
+            smooth_q=math.inf,
+        )
+
+    def stream_s(self, n_bytes: float) -> float:
+        """Return the seconds to stream ``n_bytes`` from the GPU's memory, no kernel around it."""
+        return n_bytes / (self.memory_bytes_per_s * self.stream_efficiency)
+
+
+def gpu(name: str) -> GpuSpec:
+    """Return the catalogue's GPU ``name``; matching ignores case and punctuation.
+
+    Raises
+    ------
+    UnknownNameError, ConfigError
+        When there is no such GPU, or its entry cannot be used.
+    """
+    return structure(GpuSpec, catalog.entry("gpus", name))

@@ -1,0 +1,126 @@
+"""Column tables that grow by rows and keep little of them in memory.
+
+A row costs an append per column. When a chunk is full it goes to an unnamed temporary file, so that a run of
+any length holds one chunk per table; reading a column brings that column back.
+"""
+
+import tempfile
+from array import array
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+CHUNK_ROWS = 8192
+
+
+class Table:
+    """A table of numeric and text columns.
+
+    Parameters
+    ----------
+    columns
+        Type code by name: ``"q"`` for int64, ``"d"`` for float64, ``"s"`` for text from a small vocabulary.
+    """
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self.columns = dict(columns)
+        self._open = [array("d" if code == "d" else "q") for code in columns.values()]
+        self._words: dict[str, dict[str, int]] = {name: {} for name, code in columns.items() if code == "s"}
+        self._text = [name if code == "s" else None for name, code in columns.items()]
+        self._spool: BinaryIO | None = None
+        self._spooled = 0
+
+    def __len__(self) -> int:
+        return self._spooled + len(self._open[0])
+
+    def append(self, row: Sequence[Any]) -> None:
+        """Append one row, its values in the order of the columns."""
+        for column, text, value in zip(self._open, self._text, row, strict=True):
+            if text is not None:
+                words = self._words[text]
+                value = words.setdefault(value, len(words))
+            column.append(value)
+        if len(self._open[0]) == CHUNK_ROWS:
+            self._flush()
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """Return one column as an array; text as an object array.
+
+        Raises
+        ------
+        KeyError
+            When there is no such column.
+        """
+        index = list(self.columns).index(name) if name in self.columns else -1
+        if index < 0:
+            raise KeyError(name)
+        dtype = np.float64 if self.columns[name] == "d" else np.int64
+        parts = [np.frombuffer(self._read(chunk, index), dtype) for chunk in range(self._spooled // CHUNK_ROWS)]
+        values = np.concatenate([*parts, np.asarray(self._open[index], dtype)])
+        if name in self._words:
+            return np.asarray(list(self._words[name]), object)[values] if len(values) else values.astype(object)
+        return values
+
+    def to_arrow(self) -> "pa.Table":
+        """Return the table as a pyarrow table."""
+        import pyarrow as pa
+
+        return pa.table({name: pa.array(self.column(name)) for name in self.columns})
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return the table as a pandas data frame."""
+        import pandas as pd
+
+        return pd.DataFrame({name: self.column(name) for name in self.columns})
+
+    def write_parquet(self, path: Path) -> None:
+        """Write the table to ``path``, a chunk at a time, compressed with zstd."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        kinds = {"q": pa.int64(), "d": pa.float64(), "s": pa.string()}
+        schema = pa.schema([(name, kinds[code]) for name, code in self.columns.items()])
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            for chunk in range(self._spooled // CHUNK_ROWS):
+                rows = [np.frombuffer(self._read(chunk, i), c.typecode) for i, c in enumerate(self._open)]
+                writer.write_table(self._arrow_chunk(rows, schema))
+            if len(self._open[0]) or not self._spooled:
+                writer.write_table(self._arrow_chunk([np.asarray(c) for c in self._open], schema))
+
+    def _arrow_chunk(self, arrays: list[npt.NDArray[Any]], schema: Any) -> "pa.Table":
+        import pyarrow as pa
+
+        filled = []
+        for values, text, kind in zip(arrays, self._text, schema.types, strict=True):
+            if text is None:
+                filled.append(pa.array(values, kind))
+            else:
+                words = list(self._words[text])
+                filled.append(pa.array([words[code] for code in values], kind))
+        return pa.table(filled, schema=schema)
+
+    def _flush(self) -> None:
+        if self._spool is None:
+            self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the table
+        self._spool.seek(0, 2)
+        for column in self._open:
+            self._spool.write(column.tobytes())
+            del column[:]
+        self._spooled += CHUNK_ROWS
+
+    def _read(self, chunk: int, index: int) -> bytes:
+        assert self._spool is not None
+        self._spool.seek((chunk * len(self._open) + index) * CHUNK_ROWS * 8)
+        return self._spool.read(CHUNK_ROWS * 8)
+
+    def __del__(self) -> None:
+        spool = getattr(self, "_spool", None)
+        if spool is not None:
+            spool.close()

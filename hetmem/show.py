@@ -1,0 +1,297 @@
+"""What the command line prints for people: tables of comparisons, reproductions, lists and facts."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from hetmem import catalog
+from hetmem.errors import UnknownNameError
+from hetmem.study.compare import Comparison, Report
+from hetmem.study.reproduce import Row
+from hetmem.study.scenario import POLICIES, Scenario
+from hetmem.system import SYSTEMS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+DEVICE_KINDS = ("gpus", "cpus", "dram", "links", "ssds", "ndp")
+WIDTH = 190  # of a table that goes into a file or a pipe
+
+
+def console() -> "Console":
+    """Return a console on standard output; wide where that is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Give a function that shows which of several runs is under way; silent without a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None)
+
+        def report(asked: Scenario, done: float, n: int) -> None:
+            label = " ".join(part for part in (asked.system.name, asked.assumptions, asked.dimm_preset) if part)
+            bar.update(task, description=label, completed=done, total=n)
+
+        yield report
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Show that something takes a while; silent without a terminal."""
+    from rich.console import Console
+
+    if sys.stderr.isatty():
+        with Console(stderr=True).status(text):
+            yield
+    else:
+        yield
+
+
+def comparison(result: Comparison) -> None:
+    """Print a comparison as one table, and below it why systems refused and what is not counted."""
+    from rich.table import Table
+
+    first = result.rows[0]
+    grid = Table(title=f"{first['model']}, workload {first['workload']}, seed {result.seed}", title_justify="left")
+    for name in ("system", "assumptions", "DIMM preset"):
+        grid.add_column(name, no_wrap=True)
+    for name in ("tokens/s", "TTFT s\np50 / p99", "TPOT ms\np50 / p99", "J/token", "requests\ndone / in"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_column("busy share of time")
+    grid.add_column("bound by", no_wrap=True)
+    for row in result.rows:
+        names = (row["system"], row["assumptions"], row["dimm_preset"] or "-")
+        if row["refused"] is not None:
+            grid.add_row(*names, *["-"] * 5, f"refused: {row['refused']}", "-")
+        else:
+            grid.add_row(*names, *_cells(row))
+    out = console()
+    out.print(grid)
+    for name, components in result.not_counted.items():
+        out.print(f"energy of {name} does not count: {', '.join(components)}")
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    ttft, tpot, requests = row["ttft_s"], row["tpot_s"], row["requests"]
+    return [
+        _short(row["tokens_per_s"]),
+        f"{_short(ttft['p50'])} / {_short(ttft['p99'])}",
+        f"{_milli(tpot['p50'])} / {_milli(tpot['p99'])}",
+        _short(row["energy_per_token_j"]),
+        f"{requests['done']} / {requests['in']}",
+        _shares(row["time_share"]),
+        row["bound"],
+    ]
+
+
+def _shares(shares: dict[str, float]) -> str:
+    """Return the largest shares; of numbered units that are alike, one stands for all."""
+    groups: dict[str, list[tuple[float, str]]] = {}
+    for name, share in shares.items():
+        unit, dot, part = name.partition(".")
+        groups.setdefault(unit.rstrip("0123456789") + "*" + dot + part, []).append((share, name))
+    largest = sorted(((max(members), group) for group, members in groups.items()), key=lambda m: -m[0][0])
+    return ", ".join(
+        f"{group if len(groups[group]) > 1 else name} {share:.0%}"
+        for (share, name), group in largest[:4]
+        if share >= 0.005
+    )
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _milli(value: float | None) -> str:
+    return "-" if value is None else _short(value * 1e3)
+
+
+def reproduction(name: str, rows: Sequence[Row]) -> None:
+    """Print published results beside ours; notes are numbered and stand below."""
+    from rich.table import Table
+
+    notes = list(dict.fromkeys(row.note for row in rows if row.note))
+    columns: dict[str, list[str]] = {
+        head: [str(value) if (value := getattr(row, head)) is not None else "" for row in rows]
+        for head in ("quantity", "system", "model", "batch", "preset", "metric", "unit")
+    }
+    numbers: dict[str, list[str]] = {
+        "paper": [_short(row.paper) for row in rows],
+        "as published": [_short(row.as_published) for row in rows],
+        "off": ["" if not row.paper or row.as_published is None else _off(row) for row in rows],
+        "fair": [_short(row.fair) for row in rows],
+        "tolerance": [_tolerance(row) for row in rows],
+        "verdict": [row.verdict for row in rows],
+        "note": [str(notes.index(row.note) + 1) if row.note else "" for row in rows],
+    }
+    shown = {head: cells for head, cells in {**columns, **numbers}.items() if set(cells) - {"", "-"}}
+    grid = Table(title=name, title_justify="left")
+    for head in shown:
+        grid.add_column(
+            head, justify="right" if head in numbers else "left", no_wrap=head not in ("quantity", "metric")
+        )
+    for cells in zip(*shown.values(), strict=True):
+        grid.add_row(*cells)
+    out = console()
+    out.print(grid)
+    for k, note in enumerate(notes, 1):
+        out.print(f"{k}. {note}")
+
+
+def _off(row: Row) -> str:
+    assert row.paper and row.as_published is not None
+    return f"{row.as_published / row.paper - 1:+.1%}"
+
+
+def _tolerance(row: Row) -> str:
+    if row.tolerance is None:
+        return ""
+    if isinstance(row.tolerance, tuple):
+        return f"{row.tolerance[0]:g} to {row.tolerance[1]:g}"
+    return f"±{row.tolerance:.0%}"
+
+
+def listing(what: str) -> list[dict[str, Any]]:
+    """Return the rows of ``hetmem list``: systems, models, devices, workloads, policies or reproductions."""
+    return _LISTS[what]()
+
+
+def table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print rows of equal keys."""
+    from rich.table import Table
+
+    grid = Table(box=None)
+    for key in rows[0]:
+        grid.add_column(key)
+    for row in rows:
+        grid.add_row(*("" if value is None else str(value) for value in row.values()))
+    console().print(grid)
+
+
+def facts(name: str) -> list[dict[str, Any]]:
+    """Return all that the catalogue knows under ``name``: a dictionary per entry, each value with source and grade.
+
+    Raises
+    ------
+    UnknownNameError
+        With a suggestion out of everything that can be shown.
+    """
+    found = []
+    for system in SYSTEMS:
+        if catalog.normalize(system.name) == catalog.normalize(name):
+            found.append(_system_facts(system))
+    for kind in catalog.kinds():
+        for known in catalog.ids(kind):
+            if catalog.normalize(known) == catalog.normalize(name):
+                found.append(_entry_facts(catalog.entry(kind, known)))
+    if not found:
+        everything = [known for kind in catalog.kinds() for known in catalog.ids(kind)]
+        raise UnknownNameError("name", name, (*(system.name for system in SYSTEMS), *everything))
+    return found
+
+
+def _system_facts(system: Any) -> dict[str, Any]:
+    roles = {
+        role: list(names) for role, names in {**{r: tuple(n) for r, n in POLICIES.items()}, **system.roles}.items()
+    }
+    return {
+        "kind": "system", "id": system.name, "summary": system.summary, "policies": roles,
+        "machine": _entry_facts(catalog.entry("machines", system.preset)),
+    }  # fmt: skip
+
+
+def _entry_facts(entry: catalog.Entry) -> dict[str, Any]:
+    values = {key: {"value": f.value, "source": f.source, "grade": f.grade} for key, f in entry.facts.items()}
+    return {"kind": entry.kind, "id": entry.id, "facts": values}
+
+
+def fact_tables(found: Sequence[dict[str, Any]]) -> None:
+    """Print what :func:`facts` found."""
+    from rich.table import Table
+
+    out = console()
+    for one in found:
+        if "facts" not in one:
+            out.print(f"{one['id']} (system): {one['summary']}")
+            for role, names in one["policies"].items():
+                out.print(f"  policy {role}: {', '.join(names)}")
+            one = one["machine"]
+        grid = Table(title=f"{one['id']} ({one['kind']})", title_justify="left")
+        for head in ("key", "value", "grade", "source"):
+            grid.add_column(head, no_wrap=head in ("key", "grade"))
+        for key, fact in one["facts"].items():
+            grid.add_row(key, _value(fact["value"]), fact["grade"], fact["source"])
+        out.print(grid)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        text = ", ".join(map(str, value))
+        return text if len(text) < 60 else f"{len(value)} values"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _list_systems() -> list[dict[str, Any]]:
+    return [{"system": system.name, "machine": system.preset, "summary": system.summary} for system in SYSTEMS]
+
+
+def _list_models() -> list[dict[str, Any]]:
+    from hetmem.model import load_model, model_ids
+
+    rows = []
+    for name in model_ids():
+        spec = load_model(name)
+        rows.append(
+            {
+                "model": name, "parameters (1e9)": round(spec.params / 1e9, 2), "layers": spec.n_layers,
+                "d_model": spec.d_model, "KV heads": f"{spec.n_kv_heads} of {spec.n_heads}",
+                "experts": f"{spec.experts_per_token} of {spec.n_experts}" if spec.n_experts else "-",
+                "KV bytes per token": spec.kv_bytes_per_token(), "context": spec.max_context,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _list_devices() -> list[dict[str, Any]]:
+    return [{"device": name, "kind": kind} for kind in DEVICE_KINDS for name in catalog.ids(kind)]
+
+
+def _list_workloads() -> list[dict[str, Any]]:
+    from hetmem.workload import workload, workload_ids
+
+    return [{"workload": name, "what": workload(name).describe()["title"]} for name in workload_ids()]
+
+
+def _list_policies() -> list[dict[str, Any]]:
+    rows = [{"role": role, "system": "any", "policies": ", ".join(names)} for role, names in POLICIES.items()]
+    for system in SYSTEMS:
+        rows += [{"role": r, "system": system.name, "policies": ", ".join(n)} for r, n in system.roles.items()]
+    return rows
+
+
+def _list_reproductions() -> list[dict[str, Any]]:
+    from hetmem.study.reproduce import reproductions
+
+    return [{"reproduction": name} for name in reproductions()]
+
+
+_LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "systems": _list_systems,
+    "models": _list_models,
+    "devices": _list_devices,
+    "workloads": _list_workloads,
+    "policies": _list_policies,
+    "reproductions": _list_reproductions,
+}

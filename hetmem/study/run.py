@@ -1,0 +1,140 @@
+"""A finished run: its tables, its summary, and how it is saved."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from attrs import field, frozen
+
+from hetmem.monitor.energy import Energy
+from hetmem.monitor.save import save_tables
+from hetmem.monitor.table import Table
+from hetmem.units import to_s
+
+if TYPE_CHECKING:
+    from hetmem.study.scenario import Scenario
+
+PERCENTILES = (50, 90, 99)
+
+
+@frozen(eq=False)
+class Run:
+    """What a simulation returns.
+
+    Attributes
+    ----------
+    scenario
+        What was asked.
+    requests, steps, utilization
+        Tables with a row per request, per step, and per step the ticks that each server was busy.
+    tasks
+        A row per task, or None where the run was not traced.
+    energy
+        Femtojoules by component.
+    elapsed_ps
+        From time zero to the last event.
+    busy_ps
+        Ticks that each server was busy.
+    output_tokens
+        Tokens emitted.
+    counters
+        Steps, events, preemptions and the KV blocks of the run.
+    """
+
+    scenario: "Scenario"
+    requests: Table
+    steps: Table
+    utilization: Table
+    tasks: Table | None
+    energy: Energy
+    elapsed_ps: int
+    busy_ps: Mapping[str, int]
+    output_tokens: int
+    counters: Mapping[str, int]
+    configuration: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Length of the run in seconds."""
+        return to_s(self.elapsed_ps)
+
+    @property
+    def makespan_s(self) -> float:
+        """Seconds from time zero until the last request finished."""
+        finish = self.requests.column("finish_ps")
+        return to_s(int(finish.max())) if len(finish) else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens per second, prefill included, until the last request finished."""
+        return self.output_tokens / self.makespan_s
+
+    def latencies_s(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Return TTFT, TPOT and latency of the finished requests, in seconds.
+
+        TTFT counts from arrival to the first token, TPOT is the mean gap between the tokens after it (requests
+        of one token have none), latency ends with the last token.
+        """
+        done = self.requests.column("finish_ps") >= 0
+        arrival, first, finish, output = (
+            self.requests.column(name)[done].astype(np.float64)
+            for name in ("arrival_ps", "first_token_ps", "finish_ps", "output_tokens")
+        )
+        several = output > 1
+        return {
+            "ttft_s": (first - arrival) * 1e-12,
+            "tpot_s": ((finish - first)[several] / (output[several] - 1)) * 1e-12,
+            "latency_s": (finish - arrival) * 1e-12,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Return the row that ``hetmem run`` and ``hetmem compare`` print."""
+        status = self.requests.column("status")
+        done = int((status == "done").sum())
+        shares = {name: busy / self.elapsed_ps for name, busy in self.busy_ps.items()}
+        return {
+            **self.scenario.labels(),
+            "tokens_per_s": self.tokens_per_s,
+            "energy_per_token_j": self.energy.total_j / self.output_tokens,
+            **{name: _spread(values) for name, values in self.latencies_s().items()},
+            "time_share": shares,
+            "bound": max(shares, key=lambda name: shares[name]),
+            "requests": {"in": len(self.requests), "done": done, "dropped": len(self.requests) - done},
+            "refused": None,
+        }
+
+    def save(self, directory: str | Path) -> Path:
+        """Write Parquet tables and a manifest to ``directory``; the manifest comes last.
+
+        Raises
+        ------
+        ConfigError
+            When the directory holds a run already.
+        """
+        tables: dict[str, Any] = {"requests": self.requests, "steps": self.steps, "utilization": self.utilization}
+        if self.tasks is not None:
+            tables["tasks"] = self.tasks
+        tables["energy"] = self.energy
+        manifest = {
+            "configuration": self.configuration,
+            "summary": self.summary(),
+            "counters": dict(self.counters),
+            "not_counted": list(self.energy.not_counted),
+        }
+        return save_tables(Path(directory), tables, manifest)
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        row = {k: v for k, v in self.summary().items() if not isinstance(v, dict)}
+        return str(pd.DataFrame([row]).to_html(index=False))
+
+
+def _spread(values: npt.NDArray[np.float64]) -> dict[str, float | None]:
+    """Return mean and percentiles, None of each where there is no value."""
+    names = ("mean", *(f"p{p}" for p in PERCENTILES))
+    if not len(values):
+        return dict.fromkeys(names)
+    return dict(zip(names, map(float, (values.mean(), *np.percentile(values, PERCENTILES))), strict=True))

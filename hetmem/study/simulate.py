@@ -1,0 +1,179 @@
+"""One run: the system, its machine and its requests put together, run to the end and checked."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from hetmem.engine.decode_loop import DecodeLoop
+from hetmem.engine.executor import Executor
+from hetmem.engine.floor import FloorCheck
+from hetmem.engine.kv_cache import KvCache
+from hetmem.engine.scheduler import Scheduler
+from hetmem.errors import CapacityError, ConservationError, UnsupportedError
+from hetmem.hardware.clock import Clock
+from hetmem.hardware.config import MachineConfig
+from hetmem.hardware.ledger import Ledger
+from hetmem.hardware.machine import Machine
+from hetmem.hardware.server import Server
+from hetmem.model import ModelSpec
+from hetmem.monitor.energy import Energy, account
+from hetmem.monitor.recorder import Recorder
+from hetmem.study.run import Run
+from hetmem.study.scenario import POLICIES, Configuration, Scenario, Serving, scenario, unstructured
+from hetmem.system import Setup, System
+from hetmem.workload import FixedBatch, RequestTable
+
+Progress = Callable[[int, int], None]
+
+
+def simulate(
+    system: str | type[System], *, model: str | ModelSpec, workload: Any = "chat",
+    machine: MachineConfig | None = None, trace: bool = False, progress: Progress | None = None, **options: Any,
+) -> Run:  # fmt: skip
+    """Simulate one system serving one workload, and return the run.
+
+    Parameters
+    ----------
+    system
+        A name of ``hetmem list systems``, or a class.
+    model
+        A name of ``hetmem list models``, the path of a Hugging Face ``config.json``, or a spec.
+    workload
+        ``"chat"``, ``"summarize"``, a file, or a description such as :func:`hetmem.fixed`.
+    machine
+        The machine; by default the system's own.
+    trace
+        Keep a row per task.
+    progress
+        Called as ``progress(requests finished, requests in)``.
+    options
+        The other fields of :class:`hetmem.study.scenario.Scenario`: ``assumptions``, ``batch``, ``requests``,
+        ``rate``, ``gpu``, ``gpus``, ``dimms``, ``policies``, ``settings``, ``seed``, …
+
+    Raises
+    ------
+    HetmemError
+        For a name that is not known, a value out of range, a model that does not fit (:class:`CapacityError`),
+        a model that the system refuses (:class:`UnsupportedError`).
+    """
+    return run_scenario(
+        scenario(system, model=model, workload_=workload, machine=machine, **options), trace=trace, progress=progress
+    )
+
+
+def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | None = None) -> Run:
+    """Run a checked scenario; see :func:`simulate`."""
+    config = asked.configuration()
+    requests = asked.workload.requests(
+        max_context=config.model.max_context, n=asked.requests, rate=asked.rate, seed=asked.seed,
+        truncate=asked.truncate,
+    )  # fmt: skip
+    longest = int((requests.prompt_tokens + requests.output_tokens).max()) if len(requests) else 1
+    planner = asked.system(
+        Setup(
+            config.model,
+            config.precision,
+            config.machine,
+            asked.assumptions,
+            config.serving.batch,
+            longest,
+            config.serving.block_tokens,
+            asked.policies,
+            config.serving.unroll_layers,
+            _kv_tokens(config.serving, longest),
+            min(config.serving.batch * longest, config.serving.token_budget or 1 << 62),
+        )
+    )
+    machine = planner.machine()
+    env = Clock()
+    servers, ledger = machine.elaborate(env)
+    planner.place(ledger)
+    kv = KvCache(
+        ledger, config.serving.block_tokens, planner.kv_bytes_per_token(), config.serving.kv_share,
+        config.serving.kv_blocks,
+    )  # fmt: skip
+    _require_batch(asked, config, kv, ledger)
+    recorder = Recorder({name: server.busy_at for name, server in servers.items()}, trace)
+    executor = Executor(env, servers, recorder.task if trace else None)
+    floor = FloorCheck(planner.floor_s)
+    scheduler = Scheduler(env, executor, ledger, planner, floor.check)
+    loop = DecodeLoop(
+        env, scheduler, kv, recorder, requests, _policy(asked, "batching", config), _policy(asked, "admission", config),
+        config.serving.token_budget, progress,
+    )  # fmt: skip
+    for number, reason in requests.dropped:
+        recorder.dropped(number, -1, -1, -1, reason)
+    env.run()
+    executor.check_drained()
+    loop.check_conserved()
+    floor.raise_if_broken()
+    _check_busy(servers, env.now)
+    if not loop.finished:
+        raise UnsupportedError(asked.system.name, _nothing_done(requests, kv))
+    return Run(
+        scenario=asked, requests=recorder.requests, steps=recorder.steps, utilization=recorder.utilization,
+        tasks=recorder.tasks, energy=_energy(machine, servers, env.now), elapsed_ps=env.now,
+        busy_ps={name: server.busy_at(env.now) for name, server in servers.items()},
+        output_tokens=recorder.emitted,
+        counters={
+            "steps": scheduler.steps, "events": next(env._eid), "preemptions": loop.preemptions,
+            "tasks": sum(server.jobs for server in servers.values()),
+            "kv_blocks_total": kv.total, "kv_blocks_peak": kv.peak, "kv_blocks_allocated": kv.allocated,
+            "kv_blocks_freed": kv.freed, "kv_blocks_held": kv.used,
+        },
+        configuration=unstructured(config) | {"workload": asked.workload.describe(), "seed": asked.seed,
+                                              "assumptions": asked.assumptions, "dimm_preset": asked.dimm_preset,
+                                              "decisions": dict(planner.decisions())},
+    )  # fmt: skip
+
+
+def _policy(asked: Scenario, role: str, config: Configuration) -> Any:
+    chosen = asked.policies.get(role)
+    if chosen is not None and not isinstance(chosen, str):
+        return chosen
+    if role == "batching":
+        return POLICIES[role][asked.batching()](config.serving.batch)
+    return POLICIES[role][chosen or "fcfs"]()
+
+
+def _kv_tokens(serving: Serving, longest: int) -> int:
+    """Return the tokens that must find room for the largest batch at its longest to fit the KV cache."""
+    if serving.kv_blocks is not None:
+        return serving.kv_blocks * serving.block_tokens
+    per_sequence = -(-longest // serving.block_tokens) * serving.block_tokens
+    return math.ceil(serving.batch * per_sequence / serving.kv_share)
+
+
+def _require_batch(asked: Scenario, config: Configuration, kv: KvCache, ledger: Ledger) -> None:
+    """Refuse a fixed batch whose keys and values do not fit together: it would silently run smaller."""
+    work = asked.workload
+    if not isinstance(work, FixedBatch) or asked.arrivals:
+        return
+    blocks = min(config.serving.batch, asked.requests or work.batch) * kv.blocks_for(work.prompt + work.output - 1)
+    if blocks > kv.total:
+        memory = next(iter(kv.block_bytes))
+        held = tuple((owner, n) for name, owner, n in ledger.holdings() if name == memory)
+        per_block = kv.block_bytes[memory]
+        raise CapacityError(memory, blocks * per_block, kv.total * per_block, ledger.capacities[memory], held)
+
+
+def _nothing_done(requests: RequestTable, kv: KvCache) -> str:
+    if not len(requests):
+        return f"no request is left to serve ({len(requests.dropped)} dropped: context)"
+    return f"no request fits in the KV cache of {kv.total * kv.block_tokens} tokens"
+
+
+def _check_busy(servers: dict[str, Server], elapsed_ps: int) -> None:
+    for name, server in servers.items():
+        if not 0 <= server.busy_at(elapsed_ps) <= elapsed_ps:
+            raise ConservationError(
+                "busy + idle = elapsed", f"{name} was busy {server.busy_at(elapsed_ps)} of {elapsed_ps} ps"
+            )
+
+
+def _energy(machine: Machine, servers: dict[str, Server], elapsed_ps: int) -> Energy:
+    return account(
+        ((unit, servers[unit.name].busy_at(elapsed_ps), servers[unit.name].energy_fj) for unit in machine.units),
+        (*((m.component, m.idle_w) for m in machine.memories), ("base", machine.base_w)),
+        elapsed_ps,
+    )

@@ -1,0 +1,127 @@
+"""What every system is made of, and what it must say about itself.
+
+A system combines its machine, its model and its policies into a task graph per step. It is pure as far as
+``plan`` goes; what it remembers changes in ``commit`` and ``observe``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar
+
+from attrs import Factory, field, frozen
+
+from hetmem.engine.graph import Template
+from hetmem.engine.step import Plan, StepOutcome, StepView
+from hetmem.errors import UnsupportedError
+from hetmem.hardware.config import MachineConfig
+from hetmem.hardware.ledger import Ledger
+from hetmem.hardware.machine import Machine
+from hetmem.model import ModelSpec, Precision
+
+
+@frozen
+class Setup:
+    """What a system is built from.
+
+    ``assumptions`` names the assumption set that the machine was built by; ``policies`` gives the policy of each
+    of the system's roles; ``unroll_layers`` asks for a task per layer instead of one for all alike (the ticks
+    are the same, the trace is finer); ``kv_block_tokens`` is the block of the paged cache; ``longest`` is the most tokens any request of the run reaches and
+    ``batch`` the most sequences at once, for systems that place memory beforehand. They need room for
+    ``kv_tokens`` in the KV cache, its blocks and its share of the free memory accounted for, and no step computes
+    more than ``step_tokens`` new tokens.
+    """
+
+    model: ModelSpec
+    precision: Precision
+    machine: MachineConfig
+    assumptions: str
+    batch: int
+    longest: int
+    kv_block_tokens: int
+    policies: Mapping[str, Any]
+    unroll_layers: bool = False
+    kv_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
+    step_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
+
+
+class System(ABC):
+    """One architecture, running one model."""
+
+    #: Name in tables and on the command line.
+    name: ClassVar[str]
+    #: One line for ``hetmem list``.
+    summary: ClassVar[str]
+    #: The machine preset that it runs on unless told otherwise.
+    preset: ClassVar[str]
+    #: Roles of its own policies, each with the names that fit and the default first.
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    #: Why a dense model is refused, where it is.
+    moe_only: ClassVar[str | None] = None
+    #: Whether weights are split over near-data DIMMs, so that a DIMM preset matters.
+    has_dimms: ClassVar[bool] = False
+
+    def __init__(self, setup: Setup) -> None:
+        if self.moe_only and not setup.model.n_experts:
+            raise UnsupportedError(self.name, f"{self.moe_only}; {setup.model.id} is dense")
+        self.setup = setup
+        self.model, self.precision, self.config = setup.model, setup.precision, setup.machine
+        self.templates: dict[Any, Template] = {}
+
+    @abstractmethod
+    def machine(self) -> Machine:
+        """Return the servers and memories."""
+
+    @abstractmethod
+    def place(self, ledger: Ledger) -> None:
+        """Allocate the weights.
+
+        Raises
+        ------
+        CapacityError
+            When they do not fit.
+        """
+
+    @abstractmethod
+    def kv_bytes_per_token(self) -> Mapping[str, int]:
+        """Return the KV bytes that a token takes in each memory."""
+
+    @abstractmethod
+    def plan(self, view: StepView) -> Plan:
+        """Return the step's plan; pure and repeatable."""
+
+    def decisions(self) -> Mapping[str, Any]:
+        """Return what was decided before the run, as plain values for its manifest."""
+        return {}
+
+    def commit(self, plan: Plan) -> None:  # noqa: B027 - a system without state has nothing to note
+        """Take note that ``plan`` is on its way."""
+
+    def observe(self, outcome: StepOutcome) -> None:  # noqa: B027
+        """Take note of what happened."""
+
+    @abstractmethod
+    def floor_s(self, view: StepView) -> float:
+        """Return a bound that no step can beat: the bytes it must read over the peak rates that they come at.
+
+        It is computed from the model and the placement, never from the task graph.
+        """
+
+    @cached_property
+    def active_weight_bytes(self) -> int:
+        """Weights that any step reads: all but the input embedding's rows and the experts not chosen."""
+        idle = self.model.params - self.model.params_active
+        unread = self.model.outer_params["embedding"] if not self.model.tied_embeddings else 0
+        return (self.model.params - idle - unread) * self.precision.weights_bits // 8
+
+    def kv_read_bytes(self, view: StepView) -> int:
+        """Return the KV bytes that the attention of a step reads at least."""
+        shapes = (shape for shape in (view.prefill, view.decode) if shape is not None)
+        return sum(shape.kv_tokens for shape in shapes) * self.model.kv_bytes_per_token(self.precision)
+
+    def layer_blocks(self, first: int = 0, count: int | None = None) -> list[tuple[str, int]]:
+        """Return (label, number) of the runs of equal layers to lower as one: each layer when unrolled."""
+        count = self.model.n_layers - first if count is None else count
+        if self.setup.unroll_layers:
+            return [(f"l{layer}", 1) for layer in range(first, first + count)]
+        return [(f"l{first}-{first + count - 1}", count)] if count else []

@@ -1,0 +1,111 @@
+"""What systems that keep weights outside the GPU share: where the bytes are, and what a copy of them costs.
+
+The head is a stage of its own after the layers. Of the input embedding only the rows of the step's tokens are
+read, which is neglected.
+"""
+
+from hetmem.engine.graph import Cost
+from hetmem.engine.step import StepView
+from hetmem.errors import CapacityError, UnsupportedError
+from hetmem.hardware.config import HostMemory
+from hetmem.hardware.ledger import Ledger
+from hetmem.hardware.link import LinkPath
+from hetmem.hardware.machine import Machine, Memory, Unit
+from hetmem.hardware.ssd import Ssd
+from hetmem.system.base import Setup, System
+from hetmem.system.ops import GpuOps, Op, total
+from hetmem.system.parts import gpu_memories, gpu_units, host_memories, host_units, link_units
+from hetmem.system.stream import Path
+from hetmem.units import to_fj, to_ps
+
+
+class OffloadSystem(System):
+    """One GPU whose weights, or some of them, live in host DRAM."""
+
+    preset = "offload"
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        if self.config.gpus != 1:
+            raise UnsupportedError(self.name, f"runs on one GPU, not {self.config.gpus}")
+        if self.config.host is None:
+            raise UnsupportedError(self.name, "needs host DRAM, and the machine has none")
+        self.host: HostMemory = self.config.host
+        self.host_rate = self.host.bytes_per_s()
+        self.ops = GpuOps(self.model, self.precision, self.config.gpu)
+        outer = self.model.outer_bytes(self.precision)
+        self.layer_bytes = sum(self.model.layer_bytes(self.precision).values())
+        self.head_bytes = outer["head"] or outer["embedding"]
+        self.total_bytes = self.model.weight_bytes(self.precision)
+
+    def machine(self) -> Machine:
+        config = self.config
+        units = (
+            *gpu_units(config), *link_units("pcie", config.pcie, ("host", "gpu0")),
+            *host_units(config.cpu, config.host),
+        )  # fmt: skip
+        return Machine(units, (*gpu_memories(config), *host_memories(config.host)), base_w=config.base_w)
+
+    def kv_need_bytes(self) -> int:
+        """Return the KV bytes of the largest batch at its longest."""
+        return self.setup.batch * self.setup.longest * self.model.kv_bytes_per_token(self.precision)
+
+    def weight_room_bytes(self, buffers: int) -> int:
+        """Return the GPU memory left for resident weights beside the KV cache and ``buffers`` layers."""
+        free = self.config.gpu_usable_bytes - self.kv_need_bytes() - buffers * self.layer_bytes
+        limit = self.config.gpu_weight_bytes
+        return max(0, free if limit is None else min(free, int(limit)))
+
+    def copy_costs(
+        self, slot: str, n_bytes: int, link: LinkPath, times: int = 1, direction: str = "h2d"
+    ) -> dict[str, Cost]:
+        """Return the costs of ``times`` copies of ``n_bytes`` between host DRAM and the GPU."""
+        hops = ("host", f"pcie.{direction}", "gpu0.hbm")
+        return {f"{slot}@{hop}": self.hop_cost(hop, n_bytes, link, times) for hop in hops}
+
+    def hop_cost(self, hop: str, n_bytes: int, link: LinkPath, times: int = 1) -> Cost:
+        """Return what ``times`` copies of ``n_bytes`` cost at one hop; ``link`` is the path of those over PCIe."""
+        if hop == "host":
+            seconds, fj = n_bytes / self.host_rate, to_fj(8 * n_bytes * self.host.pj_per_bit * 1e-12 * times)
+        elif hop == "gpu0.hbm":
+            seconds, fj = self.config.gpu.stream_s(n_bytes), 0
+        else:
+            seconds, fj = link.transfer_s(n_bytes) - link.latency_s, self.config.pcie.energy_fj(n_bytes) * times
+        return Cost(to_ps(seconds) * times, fj, n_bytes * times)
+
+    def copy_path(self, link: LinkPath, direction: str = "h2d") -> Path:
+        """Return the hops of such a copy."""
+        return Path(("host", f"pcie.{direction}", "gpu0.hbm"), to_ps(link.latency_s))
+
+    def stage_costs(self, slot: str, ops: list[Op], times: int = 1) -> dict[str, Cost]:
+        """Return the costs of a stage: all its launches, one after the other, ``times`` over."""
+        legs = [self.ops.price(op, times) for op in ops]
+        compute, memory = (
+            Cost(sum(c.ps for c in side), sum(c.fj for c in side), sum(c.bytes for c in side))
+            for side in zip(*legs, strict=True)
+        )
+        return {f"{slot}.compute": compute, f"{slot}.memory": memory}
+
+    def step_costs(self, view: StepView) -> dict[str, Cost]:
+        """Return the costs of the stages ``layer`` and ``head`` of a step."""
+        layer = self.ops.layer(view.prefill, view.decode)
+        head = self.ops.head(total(view.prefill, view.decode))
+        return self.stage_costs("layer", layer) | self.stage_costs("head", head)
+
+
+def require_room(ledger: Ledger, memory: str, asked: int) -> None:
+    """Raise :class:`CapacityError` unless ``asked`` bytes are free in ``memory``."""
+    free = ledger.free_bytes(memory)
+    if asked > free:
+        held = tuple((owner, n) for name, owner, n in ledger.holdings() if name == memory)
+        raise CapacityError(memory, asked, free, ledger.capacities[memory], held)
+
+
+def ssd_units(ssd: Ssd) -> tuple[Unit, ...]:
+    """Return the SSD's server."""
+    return (Unit("ssd", "ssd", ssd.idle_w, ssd.idle_w, ("ssd",)),)
+
+
+def ssd_memories(n_bytes: int) -> tuple[Memory, ...]:
+    """Return the SSD as a memory that holds the model."""
+    return (Memory("ssd", n_bytes, "ssd"),)

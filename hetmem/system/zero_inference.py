@@ -1,0 +1,105 @@
+"""``zero-inference``: whole layers streamed in order from DRAM, or from NVMe through it, prefetched.
+
+The GPU does all compute and keeps the KV cache; no weight stays in its memory. Loads run ahead across the
+step's end, so that the first layers of a step are on their way while the last of the one before compute
+(DeepSpeed ZeRO-Inference, SC'22, arXiv 2207.00032; ZeRO-Infinity, arXiv 2104.07857). Prefetch: two layers from
+DRAM to the GPU, three from NVMe to DRAM. Not modelled: KV offload, quantised weights.
+"""
+
+from typing import Any
+
+from hetmem.engine.graph import Cost, GraphBuilder, Handle, Template
+from hetmem.engine.step import Plan, StepView
+from hetmem.errors import ConfigError
+from hetmem.hardware.ledger import Ledger
+from hetmem.hardware.machine import Machine
+from hetmem.system.base import Setup
+from hetmem.system.offload import OffloadSystem, ssd_memories, ssd_units
+from hetmem.system.stream import Path, Stage, stream
+from hetmem.units import to_fj, to_ps
+
+PREFETCH = 2
+NVME_PREFETCH = 3
+
+
+class ZeroInference(OffloadSystem):
+    """All weights streamed for every step."""
+
+    name = "zero-inference"
+    summary = "whole layers streamed from DRAM or NVMe every step, prefetched; KV in GPU memory"
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        stages = [Stage("layer", "load.layer")] * self.model.n_layers + [Stage("head", "load.head")]
+        self.stages = stages
+        self.depth = min(PREFETCH, len(stages) - 1)
+        self.from_ssd = self.total_bytes > self.host.capacity_bytes
+        if self.from_ssd and self.config.ssd is None:
+            raise ConfigError("machine.ssd", f"{self.model.id} exceeds host DRAM and the machine has no SSD")
+        self._ahead: tuple[Handle, ...] = ()
+        self._pending: tuple[Handle, ...] = ()
+
+    def machine(self) -> Machine:
+        machine = super().machine()
+        if not self.from_ssd or self.config.ssd is None:
+            return machine
+        units = (*machine.units, *ssd_units(self.config.ssd))
+        return Machine(units, (*machine.memories, *ssd_memories(self.total_bytes)), machine.base_w)
+
+    def place(self, ledger: Ledger) -> None:
+        buffer = max(self.layer_bytes, self.head_bytes)
+        if self.from_ssd:
+            ledger.allocate("weights", "ssd", self.total_bytes)
+            ledger.allocate("weight-buffer", "host", (NVME_PREFETCH + 1) * buffer)
+        else:
+            ledger.allocate("weights", "host", self.total_bytes)
+        ledger.allocate("weight-buffer", "gpu0", (self.depth + 1) * buffer)
+
+    def kv_bytes_per_token(self) -> dict[str, int]:
+        return {"gpu0": self.model.kv_bytes_per_token(self.precision)}
+
+    def plan(self, view: StepView) -> Plan:
+        costs = self.step_costs(view)
+        path = self.config.pcie.path()
+        for slot, n_bytes in (("load.layer", self.layer_bytes), ("load.head", self.head_bytes)):
+            costs |= self.copy_costs(slot, n_bytes, path)
+            if self.from_ssd:
+                costs |= self._read_costs(slot, n_bytes)
+        warm = len(self._ahead)
+        template = self._template(warm)
+        issued = tuple(Handle((view.order + 1, i)) for i in range(self.depth))
+        publish = {template.names[f"next.{i}"]: handle for i, handle in enumerate(issued)}
+        wait = {template.names[f"ready.{i}"]: [handle] for i, handle in enumerate(self._ahead)}
+        return Plan(template.bind(costs, publish, wait))
+
+    def commit(self, plan: Plan) -> None:
+        self._ahead = tuple(plan.graph.publish.values())
+
+    def _read_costs(self, slot: str, n_bytes: int) -> dict[str, Cost]:
+        ssd = self.config.ssd
+        assert ssd is not None
+        dram = to_fj(8 * n_bytes * self.host.pj_per_bit * 1e-12)
+        return {
+            f"{slot}@ssd": Cost(to_ps(ssd.transfer_s(n_bytes)), ssd.energy_fj(n_bytes), n_bytes),
+            f"{slot}@host": Cost(to_ps(n_bytes / self.host_rate), dram, n_bytes),
+        }
+
+    def _template(self, warm: int) -> Template:
+        key: Any = warm
+        if key not in self.templates:
+            graph = GraphBuilder()
+            paths = [self.copy_path(self.config.pcie.path())]
+            if self.from_ssd:
+                paths.insert(0, Path(("ssd", "host"), 0))
+            stream(graph, self.stages, paths, self.depth, graph.join(), warm, self.depth)
+            self.templates[key] = graph.build()
+        return self.templates[key]
+
+    def floor_s(self, view: StepView) -> float:
+        # The first stages of a step may have been loaded before it began.
+        loaded = self.total_bytes - (self.total_bytes - self.layer_bytes * self.model.n_layers) + self.head_bytes
+        loaded -= self.depth * self.layer_bytes
+        rate = self.config.pcie.peak_gbs * 1e9
+        if self.from_ssd and self.config.ssd is not None:
+            rate = min(rate, self.config.ssd.read_gbs * 1e9)
+        return max(0, loaded) / rate
