@@ -6,7 +6,7 @@ for every system.
 """
 
 from attrs import evolve, field, frozen
-from attrs.validators import ge, gt, in_, optional
+from attrs.validators import ge, gt, in_, le, optional
 
 from hetmem import catalog
 from hetmem.catalog.structure import structure
@@ -46,6 +46,11 @@ class Assumptions:
         Whether a prefill streams resident weights too.
     flexgen_resident
         Whether FlexGen may keep weights in GPU memory.
+    cpu_gbs
+        Bytes per second, in GB/s, at which the host's processor computes; None where its own law holds.
+    deja_vu_communication
+        The share of its time that Deja Vu spends on copies, all else being computation; nothing of it is resident
+        then, and a batch shares all its neurons. None where its kernels, memory and batch are modelled.
     """
 
     name: str
@@ -62,6 +67,8 @@ class Assumptions:
     dram_efficiency: bool
     prefill_streams_all: bool
     flexgen_resident: bool
+    cpu_gbs: float | None = field(default=None, validator=optional(gt(0)))
+    deja_vu_communication: float | None = field(default=None, validator=optional(gt(0)))
 
 
 @frozen(kw_only=True)
@@ -119,7 +126,9 @@ class MachineConfig:
         Host DRAM and processor, SSD, NDP-DIMMs.
     sync_s
         One hop of a host-issued synchronisation between GPU and DIMMs.
-    prefill_streams_all, flexgen_resident
+    dimm_link
+        The links between NDP-DIMMs; each DIMM has the port of one.
+    prefill_streams_all, flexgen_resident, cpu_gbs, deja_vu_communication
         See :class:`Assumptions`.
     base_w
         Watts of everything else in the node; None is not counted.
@@ -138,9 +147,12 @@ class MachineConfig:
     cpu: CpuSpec | None = None
     ssd: Ssd | None = None
     dimm: NdpDimms | None = None
+    dimm_link: Link | None = None
     sync_s: float = field(default=0.0, validator=ge(0))
     prefill_streams_all: bool
     flexgen_resident: bool
+    cpu_gbs: float | None = field(default=None, validator=optional(gt(0)))
+    deja_vu_communication: float | None = field(default=None, validator=optional([gt(0), le(1)]))
     base_w: float | None = field(default=None, validator=optional(ge(0)))
 
     def __attrs_post_init__(self) -> None:
@@ -170,6 +182,7 @@ class MachinePreset:
     cpu: str
     ssd: str | None = None
     dimm: bool = False
+    dimm_link: str | None = None
     host_device: str | None = None
     host_channels: int = 1
     host_capacity_bytes: int = 0
@@ -234,9 +247,12 @@ def machine(
         cpu=cpu(parts.cpu),
         ssd=None if parts.ssd is None else ssd(parts.ssd),
         dimm=ndp,
+        dimm_link=None if parts.dimm_link is None else link(parts.dimm_link),
         sync_s=parts.sync_s,
         prefill_streams_all=belief.prefill_streams_all,
         flexgen_resident=belief.flexgen_resident,
+        cpu_gbs=belief.cpu_gbs,
+        deja_vu_communication=belief.deja_vu_communication,
         base_w=parts.base_w,
     )
 

@@ -114,3 +114,23 @@ def _pack_groups(bits: NDArray[np.bool_], group: int) -> Words:
     words = pack(padded)
     words.flags.writeable = False
     return words
+
+
+def correlated_units(fired: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Return the two units of the layer before that fire most like each unit, ``[layer, unit, 2]``.
+
+    Likeness is the Pearson correlation over the tokens of ``fired[token, layer, unit]``, ties by index; the first
+    layer, which has none before it, is given its own units 0 and 1 (0 twice, of a single unit).
+    """
+    n_tokens, n_layers, n = fired.shape
+    second = min(1, n - 1)
+    best = np.zeros((n_layers, n, 2), dtype=np.int32)
+    best[0, :, 1] = second
+    scaled = fired.astype(np.float32) - fired.mean(axis=0, dtype=np.float32)
+    scaled /= np.maximum(np.sqrt((scaled**2).sum(axis=0)), np.float32(1e-12))
+    for layer in range(1, n_layers):
+        likeness = scaled[:, layer].T @ scaled[:, layer - 1]
+        best[layer, :, 0] = likeness.argmax(axis=1)
+        np.put_along_axis(likeness, best[layer, :, :1].astype(np.int64), -np.inf, axis=1)
+        best[layer, :, 1] = likeness.argmax(axis=1) if second else 0
+    return best

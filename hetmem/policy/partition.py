@@ -20,6 +20,7 @@ from attrs import field, frozen, validators
 from numpy.typing import NDArray
 
 from hetmem.errors import CapacityError, ConfigError, HetmemError
+from hetmem.rng import stream
 
 GPU = -1
 _SOLUTION_LIMIT = "Solution limit reached"  # how scipy words a stop at the node limit that leaves a solution
@@ -130,6 +131,33 @@ class OfflinePartition:
         dimm = spread_over_dimms(view, on_gpu)
         spread = placed_value(view, np.where(on_gpu, GPU, dimm))
         return Partition(on_gpu, dimm, method, value_s, spread, greedy_s, gap, bound_s, status)
+
+
+@frozen
+class RandomPartition:
+    """Fills the GPU with groups drawn at random and deals the others to random DIMMs: the floor for a partition."""
+
+    seed: int = 0
+
+    def decide(self, view: PartitionView) -> Partition:
+        """Return the partition; the same view gives the same draw."""
+        rng = stream(self.seed, "random-partition")
+        n = len(view.block)
+        order = rng.permutation(n)
+        on_gpu = np.zeros(n, dtype=np.bool_)
+        on_gpu[order[np.cumsum(view.size_bytes[order]) <= view.gpu_bytes]] = True
+        dimm = np.empty(n, dtype=np.int64)
+        left = np.full(view.n_dimms, view.dimm_bytes)
+        for group, wanted in zip(order.tolist(), rng.integers(view.n_dimms, size=n).tolist(), strict=True):
+            size = view.size_bytes[group]
+            j = wanted if left[wanted] >= size else int(left.argmax())
+            if left[j] < size:
+                raise CapacityError("dimm", int(size), int(left[j]), view.dimm_bytes, ())
+            dimm[group] = j
+            left[j] -= size
+        value_s, spread = pool_value(view, on_gpu), placed_value(view, np.where(on_gpu, GPU, dimm))
+        greedy_s = pool_value(view, greedy_partition(view))
+        return Partition(on_gpu, dimm, "random", value_s, spread, greedy_s, float("nan"), float("nan"), "not asked")
 
 
 def frequency_groups(frequency: NDArray[np.floating], size: int) -> NDArray[np.int64]:

@@ -41,6 +41,8 @@ class Run:
         Tokens emitted.
     counters
         Steps, events, preemptions and the KV blocks of the run.
+    tables
+        Further tables of the system's own, by name.
     """
 
     scenario: "Scenario"
@@ -54,6 +56,7 @@ class Run:
     output_tokens: int
     counters: Mapping[str, int]
     configuration: Mapping[str, Any] = field(repr=False)
+    tables: Mapping[str, Table] = field(factory=dict, repr=False)
 
     @property
     def elapsed_s(self) -> float:
@@ -116,7 +119,7 @@ class Run:
         tables: dict[str, Any] = {"requests": self.requests, "steps": self.steps, "utilization": self.utilization}
         if self.tasks is not None:
             tables["tasks"] = self.tasks
-        tables["energy"] = self.energy
+        tables |= {**self.tables, "energy": self.energy}
         manifest = {
             "configuration": self.configuration,
             "summary": self.summary(),

@@ -6,10 +6,12 @@ from typing import Any
 import attrs
 from attrs import field, frozen, validators
 
+from hetmem import catalog
 from hetmem.errors import ConfigError, UnknownNameError
 from hetmem.hardware.config import ASSUMPTIONS, MachineConfig, machine
 from hetmem.hardware.ndp import PRESETS
 from hetmem.model import FP16, ModelSpec, Precision, load_model
+from hetmem.model.activity_config import ActivityConfig, activity_config
 from hetmem.policy.batching import ContinuousBatch, FirstComeFirstServed, ShortestPromptFirst, StaticBatch
 from hetmem.study.settings import with_settings
 from hetmem.system import System, system_class
@@ -56,6 +58,7 @@ class Configuration:
     precision: Precision
     machine: MachineConfig
     serving: Serving
+    activity: ActivityConfig | None = None
 
 
 @frozen(kw_only=True)
@@ -126,9 +129,17 @@ class Scenario:
             batch=self.batch or int(getattr(self.workload, "batch", DEFAULT_BATCH)),
             token_budget=None if self.batching() == "static" else DEFAULT_TOKEN_BUDGET,
         )
-        tree = Configuration(model=self.model, precision=self.precision, machine=given, serving=serving)
+        tree = Configuration(
+            model=self.model, precision=self.precision, machine=given, serving=serving, activity=self._activity()
+        )
         resolved: Configuration = with_settings(tree, self.settings)
         return resolved
+
+
+    def _activity(self) -> ActivityConfig | None:
+        """Return the activity of the model's neurons, where the system asks for it and it is known."""
+        known = self.system.has_neurons and self.model.id in catalog.ids("sparsity")
+        return activity_config(self.model.id) if known else None
 
 
 def scenario(

@@ -82,6 +82,8 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
             config.serving.unroll_layers,
             _kv_tokens(config.serving, longest),
             min(config.serving.batch * longest, config.serving.token_budget or 1 << 62),
+            config.activity,
+            asked.seed,
         )
     )
     machine = planner.machine()
@@ -124,6 +126,7 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
         configuration=unstructured(config) | {"workload": asked.workload.describe(), "seed": asked.seed,
                                               "assumptions": asked.assumptions, "dimm_preset": asked.dimm_preset,
                                               "decisions": dict(planner.decisions())},
+        tables=planner.tables(),
     )  # fmt: skip
 
 

@@ -18,6 +18,8 @@ from hetmem.hardware.config import MachineConfig
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine
 from hetmem.model import ModelSpec, Precision
+from hetmem.model.activity_config import ActivityConfig
+from hetmem.monitor.table import Table
 
 
 @frozen
@@ -43,6 +45,8 @@ class Setup:
     unroll_layers: bool = False
     kv_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
     step_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
+    activity: ActivityConfig | None = None
+    seed: int = 0
 
 
 class System(ABC):
@@ -60,6 +64,8 @@ class System(ABC):
     moe_only: ClassVar[str | None] = None
     #: Whether weights are split over near-data DIMMs, so that a DIMM preset matters.
     has_dimms: ClassVar[bool] = False
+    #: Whether it makes use of activation sparsity, so that neurons and their activity matter.
+    has_neurons: ClassVar[bool] = False
 
     def __init__(self, setup: Setup) -> None:
         if self.moe_only and not setup.model.n_experts:
@@ -92,6 +98,10 @@ class System(ABC):
 
     def decisions(self) -> Mapping[str, Any]:
         """Return what was decided before the run, as plain values for its manifest."""
+        return {}
+
+    def tables(self) -> Mapping[str, Table]:
+        """Return what the system itself noted during the run, as tables by name."""
         return {}
 
     def commit(self, plan: Plan) -> None:  # noqa: B027 - a system without state has nothing to note
