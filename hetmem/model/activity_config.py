@@ -36,6 +36,8 @@ class ActivityConfig:
         that Hermes printed, which then validates nothing.
     calibrated_qkv, calibrated_mlp
         These densities; None where the model has none.
+    mlp_predictor_share
+        The size of trained predictors, for systems that use such, as a share of the model's weights.
     group
         Neurons that are generated, predicted, copied and moved as one.
     partition_group
@@ -52,6 +54,7 @@ class ActivityConfig:
     densities: str = field(default="untuned", validator=in_(DENSITIES))
     calibrated_qkv: float | None = field(default=None, validator=optional(ge(0)))
     calibrated_mlp: float | None = field(default=None, validator=optional(ge(0)))
+    mlp_predictor_share: float = field(validator=ge(0))
     group: int = field(default=4, validator=ge(1))
     partition_group: int = field(default=64, validator=ge(1))
     misses: str = field(default="dropped", validator=in_(MISSES))
@@ -81,7 +84,7 @@ def activity_config(model: str) -> ActivityConfig:
     anchors = sparsity_anchors(model)
     return ActivityConfig(
         qkv=block_sparsity(anchors, "qkv"), mlp=block_sparsity(anchors, "mlp"),
-        calibrated_qkv=anchors.calibrated_qkv_density, calibrated_mlp=anchors.calibrated_mlp_density,
+        calibrated_qkv=anchors.calibrated_qkv_density, calibrated_mlp=anchors.calibrated_mlp_density, mlp_predictor_share=anchors.mlp_predictor_share,
     )  # fmt: skip
 
 

@@ -54,7 +54,8 @@ class SparsityAnchors:
     ``qkv``. ``layer_link`` of the neurons follow one of the layer before, each token with probability
     ``layer_follow``; ``rate_renewal`` is the probability per token that a neuron draws a new rate (0: a
     sequence keeps its rates). ``hot_drift``, the share of initially hot neurons that cool within a sequence,
-    is compared with, not imposed. The calibrated densities are those with which Hermes's bars come out best;
+    is compared with, not imposed. ``mlp_predictor_share`` is the size of trained predictors, as a share of the model's
+    weights. The calibrated densities are those with which Hermes's bars come out best;
     None for models without such bars.
     """
 
@@ -73,6 +74,7 @@ class SparsityAnchors:
     layer_follow: float = _probability()
     rate_renewal: float = _probability()
     hot_drift: float = _probability()
+    mlp_predictor_share: float = _fraction()
     calibrated_qkv_density: float | None = None
     calibrated_mlp_density: float | None = None
 

@@ -3,14 +3,16 @@
 from hetmem.errors import UnknownNameError
 from hetmem.system.accelerate import Accelerate
 from hetmem.system.base import Setup, System
+from hetmem.system.deja_vu import DejaVu
 from hetmem.system.flexgen import FlexGen
 from hetmem.system.hermes import Hermes
 from hetmem.system.ndp_dimm import NdpDimm
+from hetmem.system.powerinfer import PowerInfer
 from hetmem.system.resident import Resident
 from hetmem.system.zero_inference import ZeroInference
 
 #: Every system, in the order in which comparisons list them.
-SYSTEMS: tuple[type[System], ...] = (Resident, ZeroInference, FlexGen, Accelerate, NdpDimm, Hermes)
+SYSTEMS: tuple[type[System], ...] = (Resident, ZeroInference, FlexGen, Accelerate, DejaVu, PowerInfer, NdpDimm, Hermes)
 
 
 def system_ids() -> tuple[str, ...]:

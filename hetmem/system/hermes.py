@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from attrs import field, frozen
 
 from hetmem.engine.graph import Cost, GraphBuilder, Handle, Template
 from hetmem.engine.step import Plan, StepOutcome, StepView
@@ -32,19 +31,11 @@ from hetmem.system.neuron_placement import (
 )  # fmt: skip
 from hetmem.system.neuron_state import NeuronState, NeuronStep, Work
 from hetmem.system.ops import ATTENTION, Op
-from hetmem.system.sparse import NeuronModel, costs_of, hot_costs, require_neurons, require_room
+from hetmem.system.sparse import NeuronModel, NeuronPlan, costs_of, hot_costs, require_neurons, require_room
 from hetmem.units import to_ps
 
 SLACK_SHARE = 1 / 32  # of a DIMM, kept free for neurons that move to it
 BACKGROUND_PS = to_ps(20e-6)  # background work lets the foreground pass this often
-
-
-@frozen(slots=True, eq=False)
-class NeuronPlan(Plan):
-    """A plan with what it decided about neurons, and the handles of what moves behind each layer."""
-
-    step: NeuronStep | None = None
-    handles: Mapping[int, Handle] = field(factory=dict)
 
 
 class Hermes(NdpSystem):
@@ -121,14 +112,7 @@ class Hermes(NdpSystem):
             ledger.allocate("room for moves", f"dimm{dimm}", self.slack_bytes)
 
     def decisions(self) -> Mapping[str, Any]:
-        found = self.placement.partition
-        return {
-            "partition": {
-                "method": found.method, "value_s": found.value_s, "spread_s": found.spread_s,
-                "greedy_s": found.greedy_s, "gap": None if np.isnan(found.gap) else found.gap, "status": found.status,
-            },
-            **self.neurons.table_bytes(),
-        }  # fmt: skip
+        return {"partition": self.placement.described(), **self.neurons.table_bytes()}
 
     def tables(self) -> Mapping[str, Table]:
         return {"neurons": self.state.steps, "windows": self.state.windows}
@@ -162,20 +146,11 @@ class Hermes(NdpSystem):
         if plan.step is not None:
             self.state.commit(plan.step)
             self._landing |= plan.handles
-            cold = sum(
-                int(work[b].units[:, 1:].sum()) * self.neurons.unit_bytes[b]
-                for work in (plan.step.work, plan.step.late) for b in work
-            )  # fmt: skip
-            self._cold_bytes = plan.step.order, cold
+            self._cold_bytes = plan.step.order, self.neurons.cold_bytes(plan.step)
 
     def observe(self, outcome: StepOutcome) -> None:
-        view = outcome.view
         self._landing = {layer: handle for layer, handle in self._landing.items() if handle.landed_ps is None}
-        if view.decode is not None:
-            self.state.observe(view.order)
-        if view.prefill is not None and view.prefill.sampled:
-            tokens = view.prefill.tokens // view.prefill.sequences
-            self.state.joined(view.prefill.sampled, tokens, idle=view.decode is None)
+        self.state.advance(outcome.view)
 
     def _gap_bytes(self, shape: StepShape) -> tuple[float, float]:
         """Return what PCIe and one DIMM-link carry while a projection runs."""

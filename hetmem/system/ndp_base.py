@@ -17,6 +17,7 @@ from hetmem.model import Kernel, StepShape
 from hetmem.system.base import Setup, System
 from hetmem.system.ops import GpuOps
 from hetmem.system.parts import dimm_memories, dimm_units, gpu_memories, gpu_units, host_units, link_units
+from hetmem.system.residency import beside_stream
 from hetmem.system.stream import Path, Stage, stream
 from hetmem.units import to_ps
 
@@ -51,10 +52,7 @@ class NdpSystem(System):
 
     def gpu_room(self) -> int:
         """Return the GPU memory that resident weights of layers may take, beside head and stream buffers."""
-        limit = self.config.gpu_weight_bytes
-        usable = self.config.gpu_usable_bytes
-        buffers = (PREFETCH + 1) * self.layer_bytes
-        return (usable - buffers if limit is None else min(usable, int(limit))) - self.head_bytes
+        return beside_stream(self.config, self.layer_bytes, self.head_bytes, PREFETCH + 1)
 
     def further_units(self) -> tuple[Unit, ...]:
         """Return servers beside GPU, host link and DIMMs."""

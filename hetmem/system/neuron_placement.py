@@ -55,6 +55,14 @@ class Placement:
         """Return the units of ``block`` that are resident, ``[layer]``."""
         return np.asarray(self.resident[block].sum(axis=1))
 
+    def described(self) -> dict[str, Any]:
+        """Return the partition as plain values."""
+        found = self.partition
+        return {
+            "method": found.method, "value_s": found.value_s, "spread_s": found.spread_s, "greedy_s": found.greedy_s,
+            "gap": None if np.isnan(found.gap) else found.gap, "status": found.status,
+        }  # fmt: skip
+
 
 @frozen(kw_only=True)
 class Rates:

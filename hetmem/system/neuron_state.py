@@ -14,6 +14,7 @@ import numpy as np
 from attrs import define, field, frozen
 from numpy.typing import NDArray
 
+from hetmem.engine.step import StepView
 from hetmem.model.activation import union, unpack
 from hetmem.model.activity_config import BLOCKS, Neurons
 from hetmem.monitor.table import Table
@@ -182,6 +183,14 @@ class NeuronState:
             self._window = self._fresh_window()
             self._window.queue = step.queue
         self._planned = step
+
+    def advance(self, view: StepView) -> None:
+        """Learn that a step is over: what fired, and who has begun to decode."""
+        if view.decode is not None:
+            self.observe(view.order)
+        if view.prefill is not None and view.prefill.sampled:
+            tokens = view.prefill.tokens // view.prefill.sequences
+            self.joined(view.prefill.sampled, tokens, idle=view.decode is None)
 
     def observe(self, order: int) -> None:
         """Learn what fired in step ``order``, which has been committed."""

@@ -4,19 +4,29 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from attrs import field, frozen
 from numpy.typing import NDArray
 
-from hetmem.engine.graph import Cost
+from hetmem.engine.graph import Cost, Handle
+from hetmem.engine.step import Plan
 from hetmem.errors import CapacityError, UnsupportedError
 from hetmem.hardware.gpu import GpuSpec
 from hetmem.model.activity_config import BLOCKS, Neurons, neuron_counts, neurons
 from hetmem.policy.predictor import correlation_table_bytes, table_bytes
 from hetmem.system.base import Setup, System
 from hetmem.system.neuron_placement import Placement
-from hetmem.system.neuron_state import Work
+from hetmem.system.neuron_state import NeuronStep, Work
 
 #: The matrices that a neuron of each kind of block is made of.
 MATRICES: Mapping[str, tuple[str, ...]] = {"qkv": ("qkv",), "mlp": ("up", "down")}
+
+
+@frozen(slots=True, eq=False)
+class NeuronPlan(Plan):
+    """A plan with what it decided about neurons, and the handles of what moves behind each layer."""
+
+    step: NeuronStep | None = None
+    handles: Mapping[int, Handle] = field(factory=dict)
 
 
 class NeuronModel:
@@ -28,10 +38,9 @@ class NeuronModel:
     def __init__(self, setup: Setup) -> None:
         model, config = setup.model, setup.activity
         assert config is not None
-        self.config = config
+        self.config, self.counts = config, neuron_counts(model)
         matrices = model.layer_bytes(setup.precision)
-        counts = neuron_counts(model)
-        of_neuron = {b: sum(matrices[m] for m in MATRICES[b]) // counts[b] for b in BLOCKS}
+        of_neuron = {b: sum(matrices[m] for m in MATRICES[b]) // self.counts[b] for b in BLOCKS}
         self.unit_bytes = {b: n * config.group for b, n in of_neuron.items()}
         self.row_bytes = {"qkv": of_neuron["qkv"], "mlp": model.d_model * setup.precision.weights_bits // 8}
         self.macs_per_unit = {b: n * 8 / setup.precision.weights_bits for b, n in self.unit_bytes.items()}
@@ -42,9 +51,14 @@ class NeuronModel:
         """Return the bytes of resident neurons, ``[layer]``."""
         return np.asarray(sum(placement.resident_units(b) * self.unit_bytes[b] for b in BLOCKS))
 
+    def cold_bytes(self, step: NeuronStep) -> int:
+        """Return the bytes of all neurons that a step computes off the GPU."""
+        parts = [(b, work[b]) for work in (step.work, step.late) for b in work]
+        return sum(int(work.units[:, 1:].sum()) * self.unit_bytes[b] for b, work in parts)
+
     def table_bytes(self) -> dict[str, int]:
-        """Return the sizes of the state table and of the table of correlated units, over all layers."""
-        n_layers, units = self.neurons.n_layers, self.neurons.n_units
+        """Return the sizes of the state table and of the table of correlated neurons, over all layers."""
+        n_layers, units = self.neurons.n_layers, self.counts
         return {
             "state_table_bytes": table_bytes(n_layers * sum(units.values())),
             "correlation_table_bytes": sum(correlation_table_bytes(n_layers * n, n) for n in units.values()),
