@@ -1,7 +1,8 @@
 """``resident``: weights and KV cache in GPU memory, tensor-parallel over the machine's GPUs.
 
 Each GPU does its share of every kernel; an all-reduce follows the output projection and the down projection, and the
-shards of the logits are gathered on the first GPU (Megatron-LM, arXiv 1909.08053). Not modelled: sequence parallelism, overlap of collectives with kernels.
+shards of the logits are gathered on the first GPU (Megatron-LM, arXiv 1909.08053). Not modelled: sequence parallelism,
+overlap of collectives with kernels.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from hetmem.hardware.machine import Machine
 from hetmem.model import StepShape
 from hetmem.system.base import Setup, System
 from hetmem.system.ops import GpuOps, Op, total
-from hetmem.system.parts import gpu_memories, gpu_units
+from hetmem.system.parts import gpu_memories, gpu_units, host_units
 from hetmem.units import to_ps
 
 REDUCED = ("proj", "down")  # each shard holds a partial sum after these
@@ -35,7 +36,7 @@ class Resident(System):
         self.ops = GpuOps(self.model, self.precision, self.config.gpu, self.gpus)
 
     def machine(self) -> Machine:
-        units = gpu_units(self.config)
+        units = (*gpu_units(self.config), *host_units(self.config.cpu, None))
         return Machine(units, gpu_memories(self.config), base_w=self.config.base_w)
 
     def place(self, ledger: Ledger) -> None:
