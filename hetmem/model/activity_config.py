@@ -60,12 +60,6 @@ class ActivityConfig:
     misses: str = field(default="dropped", validator=in_(MISSES))
     trace: str | None = None
 
-    def __attrs_post_init__(self) -> None:
-        if self.partition_group % self.group:
-            raise ConfigError("partition_group", f"must be a multiple of group, {self.group}")
-        if self.densities == "calibrated" and (self.calibrated_qkv is None or self.calibrated_mlp is None):
-            raise ConfigError("densities", "this model has no calibrated densities")
-
     def block(self, name: str) -> BlockSparsity:
         """Return the statistics of ``"qkv"`` or ``"mlp"`` with the densities in force."""
         given = self.qkv if name == "qkv" else self.mlp
@@ -120,6 +114,10 @@ def neurons(config: ActivityConfig, model: ModelSpec, seed: int) -> Neurons:
         When the statistics exclude each other, a group does not divide a layer, or a trace does not fit the model.
     """
     counts = neuron_counts(model)
+    if config.partition_group % config.group:
+        raise ConfigError("activity.partition_group", f"{config.partition_group} is no multiple of group, {config.group}")
+    if config.densities == "calibrated" and (config.calibrated_qkv is None or config.calibrated_mlp is None):
+        raise ConfigError("activity.densities", f"{model.id} has no calibrated densities")
     for block, n in counts.items():
         if n % config.partition_group:
             raise ConfigError("activity.partition_group", f"{config.partition_group} does not divide {n} {block} neurons")

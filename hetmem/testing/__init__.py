@@ -7,6 +7,7 @@
 * :class:`ReferenceExecutor`: a second, independent engine of task graphs, and :class:`RandomLoops` to try it on.
 """
 
+from hetmem.testing import neuron_roles
 from hetmem.testing.conformance import check_policy, checks_for, parametrize_with_checks
 from hetmem.testing.device import DeviceUnderTest
 from hetmem.testing.random_graphs import RandomLoops
@@ -23,6 +24,7 @@ __all__ = [
     "check_policy",
     "checks_for",
     "drive",
+    "neuron_roles",
     "parametrize_with_checks",
     "register_role",
     "role_of",

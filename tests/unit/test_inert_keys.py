@@ -14,12 +14,14 @@ import pytest
 import hetmem
 from hetmem import catalog
 from hetmem.errors import HetmemError
+from hetmem.policy.balance import WindowRemap
 from hetmem.study.compare import attempt
 from hetmem.study.scenario import Scenario, scenario
 from hetmem.study.settings import with_settings
 from hetmem.workload import fixed
 
 SMALL = fixed(40, 3, 2)
+NEURONS = fixed(32, 7, 1)
 # Names that hold no number of the machine: identifiers, and what a run is fed rather than what it runs on.
 PROBES: dict[str, dict[str, Any]] = {
     "resident": {"system": "resident", "model": "llama2-13b"},
@@ -82,9 +84,42 @@ PROBES: dict[str, dict[str, Any]] = {
         "assumptions": "as-published",
         "dimm_preset": "paper-fit",
     },
+    "hermes": {  # groups that their neighbours divide too; a window that ends within the run
+        "system": "hermes",
+        "model": "opt-13b",
+        "workload": NEURONS,
+        "policies": {"partition": "random", "balance": WindowRemap(window=2)},
+        "settings": {"activity.group": 5, "activity.partition_group": 20},
+    },
+    "hermes-published": {
+        "system": "hermes",
+        "model": "opt-13b",
+        "workload": NEURONS,
+        "assumptions": "as-published",
+        "dimm_preset": "paper-fit",
+        "policies": {"partition": "greedy"},
+        "settings": {"activity.group": 1, "activity.partition_group": 5},
+    },
+    "hermes-calibrated": {
+        "system": "hermes",
+        "model": "opt-66b",
+        "workload": fixed(16, 3, 1),
+        "policies": {"partition": "greedy"},
+        "settings": {"activity.densities": "calibrated", "activity.group": 64},
+    },
+    "powerinfer": {"system": "powerinfer", "model": "opt-13b", "workload": NEURONS, "policies": {"partition": "greedy"}},
+    "powerinfer-published": {
+        "system": "powerinfer",
+        "model": "opt-13b",
+        "workload": NEURONS,
+        "assumptions": "as-published",
+        "policies": {"partition": "greedy"},
+    },
+    "deja-vu": {"system": "deja-vu", "model": "opt-13b", "workload": NEURONS},
+    "deja-vu-published": {"system": "deja-vu", "model": "opt-13b", "workload": NEURONS, "assumptions": "as-published"},
 }
 
-BOUNDS = ("machine.pcie.peak_gbs", "machine.gpu_link.peak_gbs", "assumptions.as-published.link_peak_gbs")
+BOUNDS = ("machine.dimm_link.peak_gbs", "machine.pcie.peak_gbs", "machine.gpu_link.peak_gbs", "assumptions.as-published.link_peak_gbs")
 
 
 def _scenario(probe: str, path: str | None = None, value: Any = None) -> Scenario:
