@@ -10,10 +10,9 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-import numpy as np
 from attrs import field, frozen
 
-from hetmem.errors import HetmemError
+from hetmem.errors import CapacityError, UnsupportedError
 from hetmem.model import load_model
 from hetmem.model.activity_config import neuron_counts
 from hetmem.study.run import Run
@@ -96,7 +95,7 @@ def _attempt(case: Case) -> Measured | None:
             assumptions=case.assumptions, dimm_preset=case.preset, settings=dict(case.settings), policies=policies,
             trace=case.mlp_time,
         )  # fmt: skip
-    except HetmemError:
+    except (CapacityError, UnsupportedError):
         return None
     lasted = (run.steps.column("end_ps") - run.steps.column("start_ps")) * 1e-12
     left = OUTPUT - case.output
@@ -139,7 +138,3 @@ def mlp_seconds(run: Run) -> float:
     spans = frame.groupby(["step", "task"]).agg(start=("start_ps", "min"), end=("end_ps", "max"))
     return float((spans.end - spans.start).sum()) * 1e-12
 
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """Return the geometric mean."""
-    return float(np.exp(np.mean(np.log(list(values)))))

@@ -213,12 +213,13 @@ def test_dimms_multipliers_gpu_and_batch_are_one_option_each():
 
 
 def test_what_does_not_fit_is_refused():
+    big = {"model": "opt-66b", "workload": hetmem.fixed(8, 2, 1), "settings": {"activity.group": 64}}
     with pytest.raises(CapacityError, match="dimms"):
-        simulate("hermes", model="opt-66b", workload=hetmem.fixed(8, 2, 1), dimms=2, policies={"partition": "greedy"})
+        simulate("hermes", dimms=2, **big)
     with pytest.raises(CapacityError, match="gpu0"):
-        simulate("hermes", model="opt-66b", workload=hetmem.fixed(8, 2, 1), gpu="t4", policies={"partition": "greedy"})
+        simulate("hermes", gpu="t4", **big)
     with pytest.raises(CapacityError, match="dimm"):
-        run(batch=4000)
+        run(batch=256, settings={"machine.dimm.capacity_bytes": 800_000_000})
 
 
 def test_a_model_without_known_activity_is_refused_not_guessed():

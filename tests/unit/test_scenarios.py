@@ -13,6 +13,17 @@ SMALL = {
     "compare_chat": ["resident", "ndp-dimm", "--model", "opt-13b", "--workload", "lengths.csv", "--requests", "2"],
     "batch_sweep": ["--systems", "resident", "ndp-dimm", "--batches", "2", "1", "--output", "2"],
     "dimm_count": ["--dimms", "4", "16", "8", "--batch", "2", "--output", "2"],
+    "hermes_throughput": ["--model", "opt-13b", "--prompt", "8", "--output", "2"],
+    "hermes_ablation": ["--model", "opt-13b", "--output", "2"],
+    "hermes_balance": ["--model", "opt-13b", "--layers", "2", "--group", "16", "--output", "12"],
+    "hermes_breakdown": ["--model", "opt-13b", "--prompt", "8", "--output", "2"],
+}
+COMPARED = ("ndp-dimm", "as-published", "fair", "datasheet")
+SAYS = {
+    "hermes_throughput": ("hermes", "powerinfer", "deja-vu", "as-published", "fair", "paper-fit"),
+    "hermes_ablation": ("random", "token-adjustment", "full", "speedup", "as-published", "paper-fit"),
+    "hermes_balance": ("window", "round-robin", "offline-optimal", "MB moved per layer and token"),
+    "hermes_breakdown": ("prefill", "decode", "dimm0.link", "as-published", "fair", "datasheet"),
 }
 
 
@@ -35,7 +46,7 @@ def test_script_prints_a_table_and_writes_a_picture(name, tmp_path, monkeypatch,
     script(name).main([*SMALL[name], "--out", str(out)])
     printed = capsys.readouterr().out
     assert f"figure: {out}" in printed
-    for expected in ("ndp-dimm", "as-published", "fair", "datasheet"):
+    for expected in SAYS.get(name, COMPARED):
         assert expected in printed
     header = out.read_bytes()[:24]
     assert header.startswith(b"\x89PNG")
