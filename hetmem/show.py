@@ -162,7 +162,9 @@ def reproduction(name: str, rows: Sequence[Row]) -> None:
     grid = Table(title=name, title_justify="left")
     for head in shown:
         grid.add_column(
-            head, justify="right" if head in numbers else "left", no_wrap=head not in ("quantity", "metric"),
+            head,
+            justify="right" if head in numbers else "left",
+            no_wrap=head not in ("quantity", "metric"),
             overflow="fold",
         )
     for cells in zip(*shown.values(), strict=True):

@@ -65,9 +65,7 @@ class ActivePredictor:
 
     def __attrs_post_init__(self) -> None:
         if not self.accuracy or not all(0 <= a <= 1 for a in self.accuracy):
-            raise ConfigError(
-                "accuracy", f"expected fractions from 0 to 1, at least one, not {self.accuracy}"
-            )
+            raise ConfigError("accuracy", f"expected fractions from 0 to 1, at least one, not {self.accuracy}")
         if not 0 <= self.decline <= 1:
             raise ConfigError("decline", f"expected a fraction from 0 to 1, not {self.decline}")
 

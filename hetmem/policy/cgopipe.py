@@ -88,12 +88,7 @@ class HrmPolicy:
         layer = view.dense_bytes + (view.expert_bytes if self.gpu_ffn else 0.0)
         resident = view.n_layers * (self.weights_on_gpu * layer + self.kv_on_gpu * self.batch * view.kv_bytes)
         streamed_kv = (1 - self.kv_on_gpu) * self.micro_batch * view.kv_bytes if self.gpu_attention else 0.0
-        return (
-            resident
-            + 2 * (1 - self.weights_on_gpu) * layer
-            + streamed_kv
-            + self.micro_batch * view.hidden_bytes
-        )
+        return resident + 2 * (1 - self.weights_on_gpu) * layer + streamed_kv + self.micro_batch * view.hidden_bytes
 
     def cpu_bytes(self, view: HrmView) -> float:
         """Return the host memory used: weights and KV that the GPU does not hold, and hidden states."""
@@ -104,10 +99,7 @@ class HrmPolicy:
 
     def fits(self, view: HrmView) -> bool:
         """Return whether both memories hold it."""
-        return (
-            self.gpu_bytes(view) <= view.gpu.capacity_bytes
-            and self.cpu_bytes(view) <= view.cpu.capacity_bytes
-        )
+        return self.gpu_bytes(view) <= view.gpu.capacity_bytes and self.cpu_bytes(view) <= view.cpu.capacity_bytes
 
     def times_s(self, view: HrmView) -> tuple[float, float, float]:
         """Return the times (link, CPU, GPU) of one layer for the whole batch."""
@@ -222,9 +214,7 @@ def pipeline(n_layers: int, micro_batches: int) -> tuple[Slot, ...]:
     if n_layers < 1:
         raise ConfigError("n_layers", f"expected at least 1, not {n_layers}")
     if micro_batches < 2:
-        raise ConfigError(
-            "micro_batches", f"expected at least 2, so that CPU and GPU overlap, not {micro_batches}"
-        )
+        raise ConfigError("micro_batches", f"expected at least 2, so that CPU and GPU overlap, not {micro_batches}")
     total = n_layers * micro_batches
 
     def work(position: int) -> Work | None:
