@@ -1,4 +1,4 @@
-"""The command line: ``hetmem run``, ``compare``, ``reproduce``, ``list`` and ``show``.
+"""The command line: ``hetmem run``, ``compare``, ``sweep``, ``search``, ``reproduce``, ``list`` and ``show``.
 
 Results go to standard output, progress and errors to standard error. Bad input, a run whose model does not fit and
 a comparison in which every system refuses end with status 2.
@@ -20,7 +20,11 @@ from hetmem.errors import ConfigError, HetmemError
 from hetmem.hardware.config import ASSUMPTIONS
 from hetmem.hardware.ndp import PRESETS
 from hetmem.study.compare import Comparison, compare
+from hetmem.study.executors import DaskExecutor, Executor, ProcessExecutor, SerialExecutor
+from hetmem.study.point import FIELDS, POLICY, grid_choices, read_points
+from hetmem.study.point import grid as expand
 from hetmem.study.scenario import Scenario
+from hetmem.study.sweep import sweep
 from hetmem.workload import fixed
 
 app = cyclopts.App(
@@ -28,12 +32,14 @@ app = cyclopts.App(
 )
 Sets = Literal["as-published", "fair", "both"]
 DimmPresets = Literal["paper-fit", "datasheet", "both"]
+Set = Literal["as-published", "fair"]
+DimmPreset = Literal["paper-fit", "datasheet"]
 
 
 @Parameter(name="*")
 @frozen(kw_only=True)
-class Options:
-    """What a run and a comparison share.
+class Asked:
+    """What a run, a comparison, a sweep and a search share.
 
     Attributes
     ----------
@@ -67,10 +73,6 @@ class Options:
         Cut requests that exceed the model's context instead of dropping them.
     seed
         Seed of every random stream.
-    save
-        Directory for Parquet tables and a manifest.
-    json
-        Print JSON.
     """
 
     model: str = "llama2-70b"
@@ -88,6 +90,27 @@ class Options:
     set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=(), consume_multiple=False)] = field(default=())
     truncate: Annotated[bool, Parameter(negative=())] = False
     seed: int = 0
+
+    def values(self, **others: Any) -> dict[str, Any]:
+        """Return the values of a point, as :func:`hetmem.study.point.build` takes them."""
+        given = {name: getattr(self, name) for name in FIELDS if hasattr(self, name)} | others
+        policies = {f"{POLICY}{role}": name for role, name in _pairs("policy", self.policy).items()}
+        return {k: v for k, v in given.items() if v is not None} | policies | _pairs("set", self.set_)
+
+
+@Parameter(name="*")
+@frozen(kw_only=True)
+class Options(Asked):
+    """What a run and a comparison share.
+
+    Attributes
+    ----------
+    save
+        Directory for Parquet tables and a manifest.
+    json
+        Print JSON.
+    """
+
     save: Path | None = None
     json: Annotated[bool, Parameter(negative=())] = False
 
@@ -109,6 +132,7 @@ class Options:
 
 
 DEFAULTS = Options()
+ASKED = Asked()
 
 
 @app.command(name="run")
@@ -152,6 +176,80 @@ def compare_command(
     result = _compare(list(systems), options, assumptions, dimm_preset)
     _finish(result, options)
     return 2 if result.all_refused else 0
+
+
+@Parameter(name="*")
+@frozen(kw_only=True)
+class Places:
+    """Where many runs go, and who runs them.
+
+    Attributes
+    ----------
+    out
+        Directory of the results; a sweep that was stopped goes on from what is finished there.
+    workers
+        Local processes; 0 runs in this one. By default one per processor.
+    dask
+        Address of a Dask scheduler, whose workers take the place of local processes.
+    retry_failed
+        Run the points again that failed before.
+    tables
+        Keep the tables of each run, beside its manifest.
+    json
+        Print JSON.
+    """
+
+    out: Path
+    workers: int | None = None
+    dask: str | None = None
+    retry_failed: Annotated[bool, Parameter(negative=())] = False
+    tables: Annotated[bool, Parameter(negative=())] = False
+    json: Annotated[bool, Parameter(negative=())] = False
+
+    def executor(self) -> Executor:
+        """Return who runs the points."""
+        if self.dask is not None:
+            if self.workers is not None:
+                raise ConfigError("workers", "is for local processes; a Dask cluster has its own")
+            return DaskExecutor.connect(self.dask)
+        return SerialExecutor() if self.workers == 0 else ProcessExecutor(self.workers)
+
+
+@app.command(name="sweep")
+def sweep_command(
+    system: str, /, *, options: Asked = ASKED, places: Places,
+    grid: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = (),
+    points: Path | None = None, assumptions: Set = "fair", dimm_preset: DimmPreset = "datasheet",
+) -> int:  # fmt: skip
+    """Run many points of one system, a dataset with a row for each.
+
+    Parameters
+    ----------
+    system
+        A name of `hetmem list systems`.
+    grid
+        NAME=VALUE,VALUE,…: an option of this command such as batch or model, policy.ROLE, or a path of the
+        configuration; repeatable, every combination is a point.
+    points
+        Instead of a grid, a CSV file with a header of such names, or a JSONL file; a row is a point.
+    assumptions
+        Which rates the runs believe; a grid over assumptions takes both.
+    dimm_preset
+        Which reading of the NDP-DIMMs.
+    """
+    if bool(grid) == (points is not None):
+        raise ConfigError("grid", "expected --grid or --points, and not both")
+    base = options.values(system=system, assumptions=assumptions, dimm_preset=dimm_preset)
+    asked = expand(grid_choices(grid), base) if points is None else [base | row for row in read_points(points)]
+    with places.executor() as executor, show.sweep_progress() as report:
+        result = sweep(
+            asked, places.out, executor=executor, retry_failed=places.retry_failed, tables=places.tables, report=report
+        )
+    if places.json:
+        _print_json(result.as_json())
+    else:
+        show.sweep(result)
+    return 1 if result.failed else 0
 
 
 @app.command(name="reproduce")

@@ -10,6 +10,10 @@ from hetmem.errors import UnknownNameError
 from hetmem.study.compare import Comparison, Report
 from hetmem.study.reproduce import Row
 from hetmem.study.scenario import POLICIES, Scenario
+from hetmem.study.store import FAILED
+from hetmem.study.sweep import Progress as SweepProgress
+from hetmem.study.sweep import Report as SweepReport
+from hetmem.study.sweep import Sweep
 from hetmem.system import SYSTEMS
 
 if TYPE_CHECKING:
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DEVICE_KINDS = ("gpus", "cpus", "dram", "links", "ssds", "ndp")
+SHOWN_FAILURES = 5
 WIDTH = 190  # of a table that goes into a file or a pipe
 
 
@@ -41,6 +46,45 @@ def progress() -> Iterator[Report]:
             bar.update(task, description=label, completed=done, total=n)
 
         yield report
+
+
+@contextmanager
+def sweep_progress() -> Iterator[SweepReport]:
+    """Give a function that shows how many points are done, their rate and the time left; silent without a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+        TextColumn("{task.fields[failed]}"),
+    )  # fmt: skip
+    bar = Progress(
+        *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(), speed_estimate_period=300
+    )
+    with bar:
+        task = bar.add_task("", total=None, rate="", failed="")
+
+        def report(now: SweepProgress) -> None:
+            bar.update(task, completed=now.done, total=now.total, failed=f"{now.failed} failed" if now.failed else "")
+            speed = bar.tasks[0].speed
+            bar.update(task, rate=f"{speed:.3g} points/s" if speed else "")
+
+        yield report
+
+
+def sweep(result: Sweep) -> None:
+    """Print what became of a sweep's points, the first failures, and where the dataset is."""
+    out = console()
+    found = f", {result.found} of them before" if result.found else ""
+    out.print(f"{result.done + result.refused} of {len(result.points)} points have a result{found}")
+    if result.refused:
+        out.print(f"{result.refused} are refused by their system")
+    if result.failed:
+        out.print(f"{result.failed} failed; their tracebacks are in {result.directory / FAILED}:")
+        failures = result.to_pandas().query("status == 'failed'")
+        for identity, reason in failures[["identity", "reason"]].head(SHOWN_FAILURES).itertuples(index=False):
+            out.print(f"  {identity}: {reason}")
+    out.print(f"dataset: {result.dataset}")
 
 
 @contextmanager
