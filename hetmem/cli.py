@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cyclopts
-from attrs import field, frozen
 from cyclopts import Parameter
 
-from hetmem import show
+from hetmem import plot_search, show
 from hetmem._version import __version__
 from hetmem.errors import ConfigError, HetmemError
 from hetmem.hardware.config import ASSUMPTIONS
 from hetmem.hardware.ndp import PRESETS
+from hetmem.options import Asked, Options, Places
 from hetmem.study.compare import Comparison, compare
-from hetmem.study.executors import DaskExecutor, Executor, ProcessExecutor, SerialExecutor
-from hetmem.study.point import FIELDS, POLICY, grid_choices, read_points
 from hetmem.study.point import grid as expand
+from hetmem.study.point import grid_choices, read_points
 from hetmem.study.scenario import Scenario
+from hetmem.study.search import OBJECTIVES, read_budgets, search
+from hetmem.study.space import space as dimensions
 from hetmem.study.sweep import sweep
-from hetmem.workload import fixed
 
 app = cyclopts.App(
     name="hetmem", help="Simulate LLM inference on heterogeneous memory.", version=__version__, help_format="plaintext"
@@ -34,101 +34,6 @@ Sets = Literal["as-published", "fair", "both"]
 DimmPresets = Literal["paper-fit", "datasheet", "both"]
 Set = Literal["as-published", "fair"]
 DimmPreset = Literal["paper-fit", "datasheet"]
-
-
-@Parameter(name="*")
-@frozen(kw_only=True)
-class Asked:
-    """What a run, a comparison, a sweep and a search share.
-
-    Attributes
-    ----------
-    model
-        A name of `hetmem list models`, or the path of a Hugging Face config.json.
-    workload
-        A name of `hetmem list workloads`, or a trace or length table (CSV or JSONL, .gz too).
-    batch
-        Size of a static batch; the most sequences at once when requests arrive over time.
-    prompt
-        Tokens of every prompt, with --output: a fixed workload instead of --workload.
-    output
-        Tokens generated for every request, with --prompt.
-    requests
-        Number of requests.
-    rate
-        Requests per second of a Poisson process; without it all are present at the start, or as the trace says.
-    gpu
-        Another GPU: an id of `hetmem list devices`.
-    gpus
-        Number of GPUs.
-    dimms
-        Number of NDP-DIMMs.
-    multipliers
-        Multipliers of each NDP core.
-    policy
-        ROLE=NAME, as in `hetmem list policies`; repeatable.
-    set_
-        PATH=VALUE of the configuration, such as machine.dimm.count=4; repeatable.
-    truncate
-        Cut requests that exceed the model's context instead of dropping them.
-    seed
-        Seed of every random stream.
-    """
-
-    model: str = "llama2-70b"
-    workload: str = "chat"
-    batch: Annotated[int | None, Parameter(name=("--batch", "--max-num-seqs"))] = None
-    prompt: int | None = None
-    output: int | None = None
-    requests: int | None = None
-    rate: float | None = None
-    gpu: str | None = None
-    gpus: int | None = None
-    dimms: int | None = None
-    multipliers: int | None = None
-    policy: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = ()
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=(), consume_multiple=False)] = field(default=())
-    truncate: Annotated[bool, Parameter(negative=())] = False
-    seed: int = 0
-
-    def values(self, **others: Any) -> dict[str, Any]:
-        """Return the values of a point, as :func:`hetmem.study.point.build` takes them."""
-        given = {name: getattr(self, name) for name in FIELDS if hasattr(self, name)} | others
-        policies = {f"{POLICY}{role}": name for role, name in _pairs("policy", self.policy).items()}
-        return {k: v for k, v in given.items() if v is not None} | policies | _pairs("set", self.set_)
-
-
-@Parameter(name="*")
-@frozen(kw_only=True)
-class Options(Asked):
-    """What a run and a comparison share.
-
-    Attributes
-    ----------
-    save
-        Directory for Parquet tables and a manifest.
-    json
-        Print JSON.
-    """
-
-    save: Path | None = None
-    json: Annotated[bool, Parameter(negative=())] = False
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of :func:`hetmem.study.compare.compare`."""
-        if self.seed < 0:
-            raise ConfigError("seed", f"expected a whole number of at least 0, not {self.seed}")
-        if (self.prompt is None) != (self.output is None):
-            raise ConfigError("prompt" if self.prompt is None else "output", "--prompt and --output go together")
-        work: Any = self.workload
-        if self.prompt is not None and self.output is not None:
-            work = fixed(self.prompt, self.output, self.batch or 1)
-        return {
-            "model": self.model, "workload": work, "batch": self.batch, "requests": self.requests,
-            "rate": self.rate, "gpu": self.gpu, "gpus": self.gpus, "dimms": self.dimms,
-            "multipliers": self.multipliers, "policies": _pairs("policy", self.policy),
-            "settings": _pairs("set", self.set_), "truncate": self.truncate, "seed": self.seed,
-        }  # fmt: skip
 
 
 DEFAULTS = Options()
@@ -178,43 +83,6 @@ def compare_command(
     return 2 if result.all_refused else 0
 
 
-@Parameter(name="*")
-@frozen(kw_only=True)
-class Places:
-    """Where many runs go, and who runs them.
-
-    Attributes
-    ----------
-    out
-        Directory of the results; a sweep that was stopped goes on from what is finished there.
-    workers
-        Local processes; 0 runs in this one. By default one per processor.
-    dask
-        Address of a Dask scheduler, whose workers take the place of local processes.
-    retry_failed
-        Run the points again that failed before.
-    tables
-        Keep the tables of each run, beside its manifest.
-    json
-        Print JSON.
-    """
-
-    out: Path
-    workers: int | None = None
-    dask: str | None = None
-    retry_failed: Annotated[bool, Parameter(negative=())] = False
-    tables: Annotated[bool, Parameter(negative=())] = False
-    json: Annotated[bool, Parameter(negative=())] = False
-
-    def executor(self) -> Executor:
-        """Return who runs the points."""
-        if self.dask is not None:
-            if self.workers is not None:
-                raise ConfigError("workers", "is for local processes; a Dask cluster has its own")
-            return DaskExecutor.connect(self.dask)
-        return SerialExecutor() if self.workers == 0 else ProcessExecutor(self.workers)
-
-
 @app.command(name="sweep")
 def sweep_command(
     system: str, /, *, options: Asked = ASKED, places: Places,
@@ -252,6 +120,50 @@ def sweep_command(
     return 1 if result.failed else 0
 
 
+@app.command(name="search")
+def search_command(
+    system: str, /, *, options: Asked = ASKED, places: Places,
+    space: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)],
+    objective: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = OBJECTIVES,
+    budget: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = (),
+    trials: int = 100, sampler_seed: int = 0, assumptions: Set = "fair", dimm_preset: DimmPreset = "datasheet",
+) -> int:  # fmt: skip
+    """Look for the best machines of one system under budgets, and print the Pareto front.
+
+    Parameters
+    ----------
+    system
+        A name of `hetmem list systems`.
+    space
+        NAME=VALUE,VALUE,… or NAME=LOW..HIGH or NAME=LOW..HIGH:STEP, with names as in a sweep's grid; repeatable.
+    objective
+        A figure of `hetmem list metrics`; repeatable.
+    budget
+        FIGURE=LIMIT: the most of a figure of which less is better, the least of another; repeatable.
+    trials
+        Points to propose; where the space has no more, all of it is tried.
+    sampler_seed
+        Seed of the proposals.
+    assumptions
+        Which rates the runs believe.
+    dimm_preset
+        Which reading of the NDP-DIMMs.
+    """
+    base = options.values(system=system, assumptions=assumptions, dimm_preset=dimm_preset)
+    with places.executor() as executor, show.sweep_progress() as report:
+        result = search(
+            base, dimensions(space), places.out, executor=executor, objectives=objective,
+            budgets=read_budgets(budget), trials=trials, seed=sampler_seed, retry_failed=places.retry_failed,
+            tables=places.tables, report=report,
+        )  # fmt: skip
+    figure = plot_search.save(result)
+    if places.json:
+        _print_json({**result.as_json(), "figure": None if figure is None else str(figure)})
+    else:
+        show.search(result, figure)
+    return 0 if result.front else 2
+
+
 @app.command(name="reproduce")
 def reproduce_command(name: str, /, *, json: Annotated[bool, Parameter(negative=())] = False) -> int:
     """Print a paper's results beside the simulator's, each with a verdict.
@@ -276,7 +188,7 @@ def reproduce_command(name: str, /, *, json: Annotated[bool, Parameter(negative=
 
 @app.command(name="list")
 def list_command(
-    what: Literal["systems", "models", "devices", "workloads", "policies", "reproductions"], /, *,
+    what: Literal["systems", "models", "devices", "workloads", "policies", "metrics", "reproductions"], /, *,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:  # fmt: skip
     """List what there is.
@@ -368,19 +280,6 @@ def _require_dimms(system: str, options: Options) -> None:
     for name, value in (("dimms", options.dimms), ("multipliers", options.multipliers)):
         if value is not None and not system_class(system).has_dimms:
             raise ConfigError(name, f"{system} has no NDP-DIMMs")
-
-
-def _pairs(option: str, texts: tuple[str, ...]) -> dict[str, str]:
-    pairs = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key or not value:
-            form = "PATH=VALUE" if option == "set" else "ROLE=NAME"
-            raise ConfigError(option, f"expected {form}, not {text!r}")
-        if key in pairs:
-            raise ConfigError(option, f"{key} is given twice")
-        pairs[key] = value
-    return pairs
 
 
 def _print_json(data: Any) -> None:
