@@ -51,12 +51,14 @@ def front(result: Search, *, ax: "Axes | None" = None) -> "Axes":
 
     with _axes(ax, SIZE_IN) as ax:
         best = [(one.figure(x.name), one.figure(y.name)) for one in result.front]
+        # Between two points nothing better is known than the one that is worse in the second figure: stairs.
         line = "-" if len(result.objectives) == 2 else ""
         ax.plot(*places("beyond"), "x", color=_NOTE, alpha=0.5, label="beyond a budget", markersize=5)
         ax.plot(*places("within"), "o", color=_NOTE, alpha=0.5, label="within", markersize=4)
-        ax.plot([x for x, _ in best], [y for _, y in best], "o", color=_palette()[0], linestyle=line, label="front")
+        ax.plot([x for x, _ in best], [y for _, y in best], "o", color=_palette()[0], linestyle=line,
+                drawstyle="steps-post", label="front")  # fmt: skip
         for number, place in enumerate(best, 1):
-            ax.annotate(str(number), place, (0, 7), textcoords="offset points", ha="center", fontsize=8)
+            ax.annotate(str(number), place, (8, -9), textcoords="offset points", ha="center", fontsize=8)
         ax.margins(0.08)
         for name, which in ((x.name, "x"), (y.name, "y")):
             if all(one.figure(name) > 0 for one in result.candidates if one.status in ("within", "beyond")):

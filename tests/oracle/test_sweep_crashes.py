@@ -1,0 +1,128 @@
+"""Sweeps that lose their workers or are killed: nothing finished is lost, nothing is run twice, the bytes are the same.
+
+Each sweep runs as a user's would: the command line in a process of its own, or a Dask cluster of processes.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from hetmem.monitor.save import MANIFEST
+from hetmem.study.executors import DaskExecutor, SerialExecutor
+from hetmem.study.point import grid
+from hetmem.study.sweep import sweep
+
+BASE = {"system": "ndp-dimm", "model": "llama2-13b", "prompt": 32, "output": 24, "assumptions": "fair"}
+CHOICES = {"dimms": [4, 8, 12, 16], "batch": [1, 2, 3, 4, 5, 6]}
+POINTS = grid(CHOICES, BASE)
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    return sweep(POINTS, tmp_path_factory.mktemp("reference"), executor=SerialExecutor())
+
+
+def command(out, workers):
+    words = ["--model", "llama2-13b", "--prompt", "32", "--output", "24", "--out", str(out), "--workers", str(workers)]
+    grids = [word for key, values in CHOICES.items() for word in ("--grid", f"{key}={','.join(map(str, values))}")]
+    return [sys.executable, "-m", "hetmem.cli", "sweep", "ndp-dimm", *words, *grids]
+
+
+def stamps(out):
+    """Return when each finished point was written."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in Path(out).glob(f"points/*/{MANIFEST}")}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_random_moments_and_started_again(reference, tmp_path, seed):
+    moments = random.Random(seed)
+    out = tmp_path / "out"
+    seen = {}
+    kills = 0
+    for _ in range(60):
+        with subprocess.Popen(command(out, 2), start_new_session=True, stdout=subprocess.DEVNULL) as running:
+            # Some die before the first point, some in the middle of one; each goes on a little further.
+            goal = len(seen) + moments.choice((0, 1, 5))
+            deadline = time.monotonic() + 60
+            while running.poll() is None and len(stamps(out)) < goal and time.monotonic() < deadline:
+                time.sleep(0.005)
+            try:
+                running.wait(moments.uniform(0.0, 0.4))
+            except subprocess.TimeoutExpired:
+                os.kill(running.pid, signal.SIGKILL)
+                kills += 1
+        now = stamps(out)
+        assert {identity: now[identity] for identity in seen} == seen  # none lost, none written again
+        seen = now
+        if running.returncode == 0:
+            break
+    assert running.returncode == 0
+    assert kills >= 3
+    assert (out / "dataset.parquet").read_bytes() == reference.dataset.read_bytes()
+    assert list(out.rglob("*.partial")) == []
+
+
+def test_a_worker_killed_in_the_middle_of_a_local_sweep(reference, tmp_path):
+    psutil = pytest.importorskip("psutil")
+    out = tmp_path / "out"
+    with subprocess.Popen(command(out, 2), stdout=subprocess.DEVNULL) as running:
+        while len(stamps(out)) < 5 and running.poll() is None:
+            time.sleep(0.005)
+        workers = [p for p in psutil.Process(running.pid).children() if "spawn_main" in " ".join(p.cmdline())]
+        workers[0].kill()
+        before = stamps(out)
+    after = stamps(out)
+    assert running.returncode == 0
+    assert len(workers) == 2
+    assert len(before) < len(POINTS)
+    assert {identity: after[identity] for identity in before} == before
+    assert (out / "dataset.parquet").read_bytes() == reference.dataset.read_bytes()
+
+
+def test_a_dask_worker_killed_in_the_middle(reference, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    out = tmp_path / "out"
+    killed = []
+
+    def kill_one(client):
+        while len(stamps(out)) < 5:
+            time.sleep(0.005)
+        pid = next(iter(client.run(os.getpid).values()))
+        before = stamps(out)
+        os.kill(pid, signal.SIGKILL)
+        killed.append((pid, before))
+
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        DaskExecutor.connect(cluster.scheduler_address) as executor,
+        distributed.Client(cluster) as client,
+    ):
+        assert executor.width == 2
+        killer = threading.Thread(target=kill_one, args=(client,))
+        killer.start()
+        found = sweep(POINTS, out, executor=executor)
+        killer.join()
+    ((_, before),) = killed
+    after = stamps(out)
+    assert 5 <= len(before) < len(POINTS)
+    assert {identity: after[identity] for identity in before} == before
+    assert (found.done, found.failed) == (len(POINTS), 0)
+    assert found.dataset.read_bytes() == reference.dataset.read_bytes()
+
+
+def test_the_command_on_a_cluster_of_separate_processes(reference, tmp_path):
+    pytest.importorskip("distributed")
+    out, file = tmp_path / "out", tmp_path / "scheduler.json"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    dask = [sys.executable, "-m", "distributed.cli"]
+    started = [
+        subprocess.Popen([*dask, "dask_scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)], **quiet)
+    ]
