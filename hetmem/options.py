@@ -92,8 +92,6 @@ class Options(Asked):
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of :func:`hetmem.study.compare.compare`."""
-        if self.seed < 0:
-            raise ConfigError("seed", f"expected a whole number of at least 0, not {self.seed}")
         if (self.prompt is None) != (self.output is None):
             raise ConfigError("prompt" if self.prompt is None else "output", "--prompt and --output go together")
         work: Any = self.workload

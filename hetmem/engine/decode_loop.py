@@ -65,6 +65,7 @@ class DecodeLoop:
         self.token_budget, self._progress = token_budget, progress
         self.running = RunningSet(kv.block_tokens)
         self.preemptions = self.finished = self.dropped = 0
+        self.delivered = 0  # tokens of finished requests
         self._generated = 0  # tokens of the requests that are finished or dropped
         self._waiting: list[tuple[tuple[int, int], int, Sequence]] = []
         self._arrived = 0
@@ -192,6 +193,7 @@ class DecodeLoop:
     def _finish(self, seq: Sequence, now: int) -> None:
         self.kv.give(seq.blocks)
         self.finished += 1
+        self.delivered += seq.output
         self._generated += seq.generated
         self.recorder.finished(seq, now)
         self._report()

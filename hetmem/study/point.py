@@ -236,8 +236,6 @@ def build(values: Mapping[str, Any]) -> Scenario:
             raise UnknownNameError("field of a point", key, tuple(FIELDS))
     if "system" not in fields:
         raise ConfigError("system", "is missing")
-    if fields.get("seed", 0) < 0:
-        raise ConfigError("seed", f"expected a whole number of at least 0, not {fields['seed']}")
     system, model = fields.pop("system"), fields.pop("model", "llama2-70b")
     prompt, output, asked = fields.pop("prompt", None), fields.pop("output", None), fields.pop("workload", "chat")
     if (prompt is None) != (output is None):

@@ -40,7 +40,7 @@ class Run:
     busy_ps
         Ticks that each server was busy.
     output_tokens
-        Tokens emitted.
+        Tokens of the requests that finished.
     counters
         Steps, events, preemptions and the KV blocks of the run.
     """

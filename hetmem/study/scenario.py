@@ -1,5 +1,6 @@
 """A scenario: everything that determines a run, and the configuration it resolves to."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -152,8 +153,11 @@ def scenario(
                         ("dimms", others.get("dimms")), ("multipliers", others.get("multipliers"))):  # fmt: skip
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError(name, f"expected a whole number of at least 1, not {value!r}")
-    if rate is not None and not rate > 0:
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf):
         raise ConfigError("rate", f"expected requests per second above 0, not {rate!r}")
+    seed = others.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigError("seed", f"expected a whole number of at least 0, not {seed!r}")
     _check_policies(cls, others.get("policies") or {})
     source = workload(workload_)
     if requests is None and not hasattr(source, "batch") and not hasattr(source, "trace"):

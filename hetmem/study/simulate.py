@@ -114,7 +114,7 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
         scenario=asked, requests=recorder.requests, steps=recorder.steps, utilization=recorder.utilization,
         tasks=recorder.tasks, energy=_energy(machine, servers, env.now), elapsed_ps=env.now,
         busy_ps={name: server.busy_at(env.now) for name, server in servers.items()},
-        output_tokens=recorder.emitted,
+        output_tokens=loop.delivered,
         counters={
             "steps": scheduler.steps, "events": next(env._eid), "preemptions": loop.preemptions,
             "tasks": sum(server.jobs for server in servers.values()),

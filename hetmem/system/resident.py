@@ -1,7 +1,8 @@
 """``resident``: weights and KV cache in GPU memory, tensor-parallel over the machine's GPUs.
 
 Each GPU does its share of every kernel; an all-reduce follows the output projection and the down projection, and the
-shards of the logits are gathered on the first GPU (Megatron-LM, arXiv 1909.08053). Not modelled: sequence parallelism, overlap of collectives with kernels.
+shards of the logits are gathered on the first GPU (Megatron-LM, arXiv 1909.08053). Not modelled: sequence parallelism,
+overlap of collectives with kernels.
 """
 
 from collections.abc import Mapping
