@@ -10,6 +10,7 @@ from hetmem.model import ModelSpec, load_model
 from hetmem.study.compare import Comparison, compare
 from hetmem.study.run import Run
 from hetmem.study.simulate import simulate
+from hetmem.study.sweep import sweep
 from hetmem.workload import fixed, from_file
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "memory",
     "plot",
     "simulate",
+    "sweep",
 ]
