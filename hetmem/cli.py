@@ -86,7 +86,7 @@ def compare_command(
 @app.command(name="sweep")
 def sweep_command(
     system: str, /, *, options: Asked = ASKED, places: Places,
-    grid: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = (),
+    grid: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)] = (),
     points: Path | None = None, assumptions: Set = "fair", dimm_preset: DimmPreset = "datasheet",
 ) -> int:  # fmt: skip
     """Run many points of one system, a dataset with a row for each.
@@ -97,7 +97,7 @@ def sweep_command(
         A name of `hetmem list systems`.
     grid
         NAME=VALUE,VALUE,…: an option of this command such as batch or model, policy.ROLE, or a path of the
-        configuration; repeatable, every combination is a point.
+        configuration; several, every combination is a point.
     points
         Instead of a grid, a CSV file with a header of such names, or a JSONL file; a row is a point.
     assumptions
@@ -123,7 +123,7 @@ def sweep_command(
 @app.command(name="search")
 def search_command(
     system: str, /, *, options: Asked = ASKED, places: Places,
-    space: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)],
+    space: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)],
     objective: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = OBJECTIVES,
     budget: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = (),
     trials: int = 100, sampler_seed: int = 0, assumptions: Set = "fair", dimm_preset: DimmPreset = "datasheet",
@@ -135,7 +135,7 @@ def search_command(
     system
         A name of `hetmem list systems`.
     space
-        NAME=VALUE,VALUE,… or NAME=LOW..HIGH or NAME=LOW..HIGH:STEP, with names as in a sweep's grid; repeatable.
+        NAME=VALUE,VALUE,… or NAME=LOW..HIGH or NAME=LOW..HIGH:STEP, with names as in a sweep's grid; several.
     objective
         A figure of `hetmem list metrics`; repeatable.
     budget

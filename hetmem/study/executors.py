@@ -36,6 +36,13 @@ class WorkerDiedError(HetmemError):
         return f"{self.deaths} workers died while they ran this"
 
 
+class NoWorkerError(HetmemError):
+    """A process that did not get as far as its first task: ``NoWorkerError()``."""
+
+    def __str__(self) -> str:
+        return "a worker could not start; a script that sweeps must do so under if __name__ == '__main__':"
+
+
 class Executor(ABC):
     """Runs functions; a context manager that gives up what is outstanding when it is left by an exception."""
 
@@ -115,8 +122,9 @@ class ProcessExecutor(Executor):
 
     def _run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         for _ in range(DEATHS):
+            pool = self._pool()
             try:
-                return self._pool().submit(function, *args).result()
+                return pool.submit(function, *args).result()
             except BrokenProcessPool:
                 self._drop()
                 if self._closing:
@@ -129,7 +137,10 @@ class ProcessExecutor(Executor):
         if pool is None:
             pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare_worker)
             self._local.pool = pool
-            pid = pool.submit(os.getpid).result()
+            try:
+                pid = pool.submit(os.getpid).result()
+            except BrokenProcessPool:
+                raise NoWorkerError from None
             with self._lock:
                 self._pools[pool] = pid
                 if self._closing:

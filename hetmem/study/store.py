@@ -4,7 +4,6 @@ A point is finished when its manifest is there; its directory is renamed into pl
 is no other state, and two processes that finish the same point leave one directory.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -80,6 +79,8 @@ class Store:
         ConfigError
             When another sweep holds it, or it cannot be written.
         """
+        import fcntl  # here, because not every platform has it
+
         try:
             for name in (POINTS, FAILED):
                 (self.directory / name).mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from hetmem.errors import ConfigError
 from hetmem.monitor.save import SCHEMA_VERSION
 from hetmem.study import dataset
 from hetmem.study.compare import attempt
-from hetmem.study.executors import Executor, ProcessExecutor
+from hetmem.study.executors import Executor, NoWorkerError, ProcessExecutor
 from hetmem.study.metrics import measure
 from hetmem.study.point import Point, build, identity_of, normalised, resolve_all, travelling
 from hetmem.study.run import Run
@@ -98,7 +98,7 @@ def sweep(
     out
         Directory of the results; workers on other machines must see it under the same path.
     executor
-        Where they run; by default a process per processor.
+        Where they run; by default a process per processor, each of which imports the calling script anew.
     retry_failed
         Run the points again that failed before.
     tables
@@ -109,7 +109,8 @@ def sweep(
     Raises
     ------
     HetmemError
-        For points that cannot be resolved, before anything runs; when another sweep writes to ``out``.
+        For points that cannot be resolved, before anything runs; when another sweep writes to ``out``; when no
+        worker can start.
     """
     asked = resolve_all(list(points))
     if not asked:
@@ -159,6 +160,8 @@ def _note(point: Point, future: "Future[Any]", store: Store) -> bool:
         error = future.exception()
     except CancelledError:
         raise ConfigError("executor", "the workers gave the points up; start the sweep again to go on") from None
+    if isinstance(error, NoWorkerError):
+        raise error
     if error is not None:
         lines = traceback.format_exception(error)
         text = traceback.format_exception_only(error)[-1].strip()

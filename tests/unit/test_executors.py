@@ -117,10 +117,16 @@ def test_a_worker_killed_from_outside_costs_only_a_repeat(tmp_path):
 
 
 def test_leaving_by_an_exception_ends_the_workers(tmp_path):
-    with pytest.raises(KeyboardInterrupt), ProcessExecutor(1) as executor:
-        futures = [executor.submit(wait_for, str(tmp_path), name) for name in ("a", "b")]
-        started(tmp_path, "a")
-        raise KeyboardInterrupt
+    futures = []
+
+    def interrupted():
+        with ProcessExecutor(1) as executor:
+            futures.extend(executor.submit(wait_for, str(tmp_path), name) for name in ("a", "b"))
+            started(tmp_path, "a")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert all(future.done() for future in futures)
     assert list(tmp_path.glob("b.*")) == []
     assert multiprocessing.active_children() == []

@@ -78,7 +78,8 @@ def test_every_field_is_covered_above():
     changes = next(m for m in test_whatever_changes_a_run_changes_the_identity.pytestmark if m.name == "parametrize")
     named = {name for change in changes.args[1] for name in change}
     assert {*module.FIELDS} - {"workload", "gpus"} <= named
-    assert identity(prompt=None, output=None, workload="chat") != identity(prompt=None, output=None, workload="summarize")
+    named = {"system": "resident", "model": "opt-6.7b"}
+    assert resolve({**named, "workload": "chat"}).identity != resolve({**named, "workload": "summarize"}).identity
     assert resolve({"system": "resident", "gpus": 1}).identity != resolve({"system": "resident", "gpus": 2}).identity
 
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import subprocess
 import sys
 from concurrent.futures import Future
 
@@ -17,7 +18,7 @@ from hetmem.monitor.save import MANIFEST
 from hetmem.study import dataset
 from hetmem.study.executors import DaskExecutor, Executor, ProcessExecutor, SerialExecutor
 from hetmem.study.metrics import METRICS, Metric, metric, register
-from hetmem.study.point import grid, resolve_all
+from hetmem.study.point import grid
 from hetmem.study.store import Store
 from hetmem.study.sweep import run_point, sweep
 
@@ -259,7 +260,7 @@ def test_bad_points_are_refused_before_anything_runs(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="out: .* cannot be written"):
+    with pytest.raises(ConfigError, match=r"out: .* cannot be written"):
         sweep(POINTS[:1], tmp_path / "file", executor=SerialExecutor())
 
 
@@ -282,6 +283,20 @@ def test_workers_that_give_up_are_noticed(tmp_path):
 
     with pytest.raises(ConfigError, match="start the sweep again"):
         sweep(POINTS[:1], tmp_path, executor=GivingUp())
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path):
+    script = tmp_path / "study.py"
+    script.write_text(
+        "import hetmem\n"
+        "from hetmem.study.executors import ProcessExecutor\n"
+        f"points = [{POINTS[0]!r}]\n"
+        f"with ProcessExecutor(1) as executor: hetmem.sweep(points, {str(tmp_path / 'out')!r}, executor=executor)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "must do so under if __name__ == '__main__':" in done.stderr.splitlines()[-1]
+    assert list((tmp_path / "out" / "failed").iterdir()) == []
 
 
 def test_types_do_not_depend_on_the_values():
@@ -345,7 +360,7 @@ HERE = ("--workers", "0")
 
 
 def test_the_command_runs_a_grid_and_goes_on(reference, tmp_path, capsys):
-    words = ("sweep", "ndp-dimm", *QUICK, *HERE, "--grid", "machine.dimm.count=1,4,8", "--grid", "batch=1,2",
+    words = ("sweep", "ndp-dimm", *QUICK, *HERE, "--grid", "machine.dimm.count=1,4,8", "batch=1,2",
              "--grid", "assumptions=fair,as-published", "--out", str(tmp_path))  # fmt: skip
     status, out, err = call(capsys, *words)
     assert (status, err) == (0, "")
