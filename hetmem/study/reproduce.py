@@ -62,10 +62,11 @@ Reproduction = Callable[[], list[Row]]
 
 def reproductions() -> dict[str, Reproduction]:
     """Return every reproduction by name."""
+    from hetmem.study.reproduce_h2m2 import h2m2
     from hetmem.study.reproduce_hermes_baselines import hermes_baselines
     from hetmem.study.reproduce_laws import dram, links
 
-    return {"hermes-baselines": hermes_baselines, "dram": dram, "links": links}
+    return {"hermes-baselines": hermes_baselines, "dram": dram, "links": links, "h2m2": h2m2}
 
 
 def reproduce(name: str) -> list[Row]:

@@ -43,6 +43,8 @@ class Run:
         Tokens of the requests that finished.
     counters
         Steps, events, preemptions and the KV blocks of the run.
+    noted
+        Tables of the system's own, by name.
     """
 
     scenario: "Scenario"
@@ -56,6 +58,7 @@ class Run:
     output_tokens: int
     counters: Mapping[str, int]
     configuration: Mapping[str, Any] = field(repr=False)
+    noted: Mapping[str, Table] = field(factory=dict, repr=False)
 
     @property
     def elapsed_s(self) -> float:
@@ -122,6 +125,7 @@ class Run:
         tables: dict[str, Any] = {"requests": self.requests, "steps": self.steps, "utilization": self.utilization}
         if self.tasks is not None:
             tables["tasks"] = self.tasks
+        tables |= self.noted
         tables["energy"] = self.energy
         return tables
 

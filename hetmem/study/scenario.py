@@ -8,6 +8,7 @@ import attrs
 from attrs import field, frozen, validators
 
 from hetmem.errors import ConfigError, UnknownNameError
+from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.config import ASSUMPTIONS, MachineConfig, machine
 from hetmem.hardware.ndp import PRESETS
 from hetmem.model import FP16, ModelSpec, Precision, load_model
@@ -55,7 +56,7 @@ class Configuration:
 
     model: ModelSpec
     precision: Precision
-    machine: MachineConfig
+    machine: MachineConfig | BoardConfig
     serving: Serving
 
 
@@ -80,7 +81,7 @@ class Scenario:
     gpus: int | None = None
     dimms: int | None = None
     multipliers: int | None = None
-    machine: MachineConfig | None = None
+    machine: MachineConfig | BoardConfig | None = None
     precision: Precision = FP16
     policies: Mapping[str, Any] = field(factory=dict)
     settings: Mapping[str, Any] = field(factory=dict)

@@ -10,6 +10,7 @@ from hetmem.engine.floor import FloorCheck
 from hetmem.engine.kv_cache import KvCache
 from hetmem.engine.scheduler import Scheduler
 from hetmem.errors import CapacityError, ConservationError, UnsupportedError
+from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.clock import Clock
 from hetmem.hardware.config import MachineConfig
 from hetmem.hardware.ledger import Ledger
@@ -28,7 +29,8 @@ Progress = Callable[[int, int], None]
 
 def simulate(
     system: str | type[System], *, model: str | ModelSpec, workload: Any = "chat",
-    machine: MachineConfig | None = None, trace: bool = False, progress: Progress | None = None, **options: Any,
+    machine: MachineConfig | BoardConfig | None = None, trace: bool = False, progress: Progress | None = None,
+    **options: Any,
 ) -> Run:  # fmt: skip
     """Simulate one system serving one workload, and return the run.
 
@@ -124,6 +126,7 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
         configuration=unstructured(config) | {"workload": asked.workload.describe(), "seed": asked.seed,
                                               "assumptions": asked.assumptions, "dimm_preset": asked.dimm_preset,
                                               "decisions": dict(planner.decisions())},
+        noted=planner.tables(),
     )  # fmt: skip
 
 

@@ -13,11 +13,13 @@ from attrs import Factory, field, frozen
 
 from hetmem.engine.graph import Template
 from hetmem.engine.step import Plan, StepOutcome, StepView
-from hetmem.errors import UnsupportedError
+from hetmem.errors import ConfigError, UnsupportedError
+from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.config import MachineConfig
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine
 from hetmem.model import ModelSpec, Precision
+from hetmem.monitor.table import Table
 
 
 @frozen
@@ -34,7 +36,7 @@ class Setup:
 
     model: ModelSpec
     precision: Precision
-    machine: MachineConfig
+    machine: MachineConfig | BoardConfig
     assumptions: str
     batch: int
     longest: int
@@ -60,12 +62,20 @@ class System(ABC):
     moe_only: ClassVar[str | None] = None
     #: Whether weights are split over near-data DIMMs, so that a DIMM preset matters.
     has_dimms: ClassVar[bool] = False
+    #: Whether it runs on GPUs, or else on a board of memories with compute chips.
+    has_gpus: ClassVar[bool] = True
 
     def __init__(self, setup: Setup) -> None:
         if self.moe_only and not setup.model.n_experts:
             raise UnsupportedError(self.name, f"{self.moe_only}; {setup.model.id} is dense")
         self.setup = setup
-        self.model, self.precision, self.config = setup.model, setup.precision, setup.machine
+        self.model, self.precision = setup.model, setup.precision
+        if isinstance(setup.machine, MachineConfig):
+            self.config = setup.machine
+        else:
+            self.board = setup.machine
+        if isinstance(setup.machine, MachineConfig) is not self.has_gpus:
+            raise ConfigError("machine", f"{self.name} runs on {'GPUs' if self.has_gpus else 'a board'}, not on this")
         self.templates: dict[Any, Template] = {}
 
     @abstractmethod
@@ -125,6 +135,10 @@ class System(ABC):
         """Return the KV bytes that the attention of a step reads at least."""
         shapes = (shape for shape in (view.prefill, view.decode) if shape is not None)
         return sum(shape.kv_tokens for shape in shapes) * self.model.kv_bytes_per_token(self.precision)
+
+    def tables(self) -> Mapping[str, Table]:
+        """Return what the system itself noted during the run, as tables by name."""
+        return {}
 
     def layer_blocks(self, first: int = 0, count: int | None = None) -> list[tuple[str, int]]:
         """Return (label, number) of the runs of equal layers to lower as one: each layer when unrolled."""
