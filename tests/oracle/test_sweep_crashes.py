@@ -31,8 +31,8 @@ def reference(tmp_path_factory):
     return sweep(POINTS, tmp_path_factory.mktemp("reference"), executor=SerialExecutor())
 
 
-def command(out, workers):
-    words = ["--model", "llama2-13b", "--prompt", "32", "--output", "24", "--out", str(out), "--workers", str(workers)]
+def command(out, *where):
+    words = ["--model", "llama2-13b", "--prompt", "32", "--output", "24", "--out", str(out), *where]
     grids = [word for key, values in CHOICES.items() for word in ("--grid", f"{key}={','.join(map(str, values))}")]
     return [sys.executable, "-m", "hetmem.cli", "sweep", "ndp-dimm", *words, *grids]
 
@@ -49,7 +49,7 @@ def test_killed_at_random_moments_and_started_again(reference, tmp_path, seed):
     seen = {}
     kills = 0
     for _ in range(60):
-        with subprocess.Popen(command(out, 2), start_new_session=True, stdout=subprocess.DEVNULL) as running:
+        with subprocess.Popen(command(out, "--workers", "2"), stdout=subprocess.DEVNULL) as running:
             # Some die before the first point, some in the middle of one; each goes on a little further.
             goal = len(seen) + moments.choice((0, 1, 8))
             deadline = time.monotonic() + 60
@@ -74,7 +74,7 @@ def test_killed_at_random_moments_and_started_again(reference, tmp_path, seed):
 def test_a_worker_killed_in_the_middle_of_a_local_sweep(reference, tmp_path):
     psutil = pytest.importorskip("psutil")
     out = tmp_path / "out"
-    with subprocess.Popen(command(out, 2), stdout=subprocess.DEVNULL) as running:
+    with subprocess.Popen(command(out, "--workers", "2"), stdout=subprocess.DEVNULL) as running:
         while len(stamps(out)) < 5 and running.poll() is None:
             time.sleep(0.005)
         workers = [p for p in psutil.Process(running.pid).children() if "spawn_main" in " ".join(p.cmdline())]
@@ -120,8 +120,8 @@ def test_a_dask_worker_killed_in_the_middle(reference, tmp_path):
 
 
 @pytest.fixture
-def cluster_address(tmp_path):
-    """Start a scheduler and two workers, each a process of its own, and return the scheduler's address."""
+def cluster(tmp_path):
+    """Start a scheduler and two workers, each a process of its own; return the scheduler's address and process."""
     pytest.importorskip("distributed")
     file = tmp_path / "scheduler.json"
     cli = [sys.executable, "-m"]
@@ -137,17 +137,35 @@ def cluster_address(tmp_path):
         deadline = time.monotonic() + 30
         while not file.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        yield json.loads(file.read_text())["address"]
+        yield json.loads(file.read_text())["address"], running[0]
     finally:
         for process in reversed(running):
             process.terminate()
             process.wait(20)
 
 
-def test_the_command_on_a_dask_cluster(reference, tmp_path, cluster_address):
+def test_the_command_on_a_dask_cluster(reference, tmp_path, cluster):
     out = tmp_path / "out"
-    words = [word for word in command(out, 2) if word not in ("--workers", "2")]
-    done = subprocess.run([*words, "--dask", cluster_address], capture_output=True, text=True, check=False)
+    address, _ = cluster
+    done = subprocess.run(command(out, "--dask", address), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{len(POINTS)} of {len(POINTS)} points have a result" in done.stdout
     assert (out / "dataset.parquet").read_bytes() == reference.dataset.read_bytes()
+
+
+def test_a_lost_scheduler_ends_the_sweep_and_loses_nothing(reference, tmp_path, cluster):
+    out = tmp_path / "out"
+    address, scheduler = cluster
+    with subprocess.Popen(command(out, "--dask", address), stderr=subprocess.PIPE, text=True) as running:
+        while len(stamps(out)) < 3 and running.poll() is None:
+            time.sleep(0.005)
+        scheduler.kill()
+        _, err = running.communicate(timeout=120)
+    before = stamps(out)
+    assert running.returncode == 2
+    assert "hetmem: executor: the workers gave the points up; start the sweep again to go on" in err.splitlines()
+    assert 3 <= len(before) < len(POINTS)
+    found = sweep(POINTS, out, executor=SerialExecutor())
+    after = stamps(out)
+    assert {identity: after[identity] for identity in before} == before
+    assert found.dataset.read_bytes() == reference.dataset.read_bytes()
