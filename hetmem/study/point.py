@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import attrs
 from attrs import field, frozen
 
 from hetmem import catalog
@@ -21,6 +22,7 @@ from hetmem._version import __version__
 from hetmem.errors import ConfigError, ConfigErrors, HetmemError, UnknownNameError, WorkloadError
 from hetmem.model import model_ids
 from hetmem.study.scenario import POLICIES, Scenario, scenario, unstructured
+from hetmem.study.speculating import draft_model
 from hetmem.workload import FixedBatch, Workload, fixed, from_file, workload
 
 FIELDS: dict[str, type] = {
@@ -293,12 +295,15 @@ def normalised(asked: Scenario) -> dict[str, Any]:
     """
     work = asked.workload.describe()
     work.pop("path", None)  # the digest of a file says what it holds
+    config = asked.configuration()
+    drafts = draft_model(config)
     normal = {
         "version": __version__,
         "system": asked.system.name,
         "assumptions": asked.assumptions,
         "dimm_preset": asked.dimm_preset,
-        "configuration": unstructured(asked.configuration()),
+        "configuration": unstructured(config),
+        "draft_model": None if drafts is None else attrs.asdict(drafts),
         "workload": work,
         "requests": asked.requests or _own_requests(asked.workload),
         "rate": asked.rate,

@@ -1,6 +1,7 @@
 """Points: how they are spelled, what they resolve to, and when two are the same."""
 
 import itertools
+import json
 
 import pytest
 from hypothesis import given, settings
@@ -98,6 +99,20 @@ def test_a_device_that_is_only_named_counts_with_its_numbers():
         assert resolve(values).identity != before
     with catalog.patched("dram", "ddr5-4800", "faw_ck", 99):
         assert resolve(values).identity == before
+
+
+def test_a_draft_model_counts_with_its_dimensions(tmp_path):
+    path = tmp_path / "draft.json"
+    config = {
+        "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 128, "vocab_size": 1000, "max_position_embeddings": 2048,
+    }  # fmt: skip
+    values = {**BASE, "serving.tlp": 4, "serving.acceptance": "all", "serving.draft_model": str(path)}
+    found = set()
+    for layers in (2, 3):
+        path.write_text(json.dumps({**config, "num_hidden_layers": layers}))
+        found.add(resolve(values).identity)
+    assert len(found) == 2
 
 
 def test_a_trace_counts_by_content_not_by_place(tmp_path, monkeypatch):
