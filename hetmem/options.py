@@ -37,11 +37,6 @@ class Asked:
         Another GPU: an id of `hetmem list devices`.
     gpus
         Number of GPUs.
-    machine
-        Another machine preset, such as m2cache-70b.
-    grid
-        Grid for operational carbon: a source or region of `hetmem show carbon`, g/kWh, or a CSV hour,g_per_kwh.
-        PUE, lifetimes and tariff are set with --set accounting.pue=1.1 and the like.
     dimms
         Number of NDP-DIMMs.
     multipliers
@@ -65,8 +60,6 @@ class Asked:
     rate: float | None = None
     gpu: str | None = None
     gpus: int | None = None
-    machine: str | None = None
-    grid: str | None = None
     dimms: int | None = None
     multipliers: int | None = None
     policy: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = ()
@@ -88,12 +81,19 @@ class Options(Asked):
 
     Attributes
     ----------
+    machine
+        Another machine preset, such as m2cache-70b.
+    carbon_grid
+        Grid for operational carbon: a source or region of `hetmem show carbon`, g/kWh, or a CSV hour,g_per_kwh.
+        PUE, lifetimes and tariff are set with --set accounting.pue=1.1 and the like.
     save
         Directory for Parquet tables and a manifest.
     json
         Print JSON.
     """
 
+    machine: str | None = None
+    carbon_grid: str | None = None
     save: Path | None = None
     json: Annotated[bool, Parameter(negative=())] = False
 
@@ -107,7 +107,7 @@ class Options(Asked):
         return {
             "model": self.model, "workload": work, "batch": self.batch, "requests": self.requests,
             "rate": self.rate, "gpu": self.gpu, "gpus": self.gpus, "machine": self.machine,
-            "grid": self.grid, "dimms": self.dimms,
+            "grid": self.carbon_grid, "dimms": self.dimms,
             "multipliers": self.multipliers, "policies": _pairs("policy", self.policy),
             "settings": _pairs("set", self.set_), "truncate": self.truncate, "seed": self.seed,
         }  # fmt: skip

@@ -27,7 +27,7 @@ from hetmem.workload import FixedBatch, Workload, fixed, from_file, workload
 
 FIELDS: dict[str, type] = {
     "system": str, "model": str, "workload": str, "prompt": int, "output": int, "batch": int, "requests": int,
-    "rate": float, "gpu": str, "gpus": int, "machine": str, "dimms": int, "multipliers": int, "assumptions": str,
+    "rate": float, "gpu": str, "gpus": int, "dimms": int, "multipliers": int, "assumptions": str,
     "dimm_preset": str, "seed": int, "truncate": bool,
 }  # fmt: skip
 POLICY = "policy."
