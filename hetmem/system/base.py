@@ -31,8 +31,9 @@ class Setup:
     are the same, the trace is finer); ``kv_block_tokens`` is the block of the paged cache; ``longest`` is the most
     tokens any request of the run reaches and ``batch`` the most sequences at once, for systems that place memory
     beforehand. They need room for ``kv_tokens`` in the KV cache, its blocks and its share of the free memory
-    accounted for, and no step computes more than ``step_tokens`` new tokens. ``draft`` is the model that drafts
-    tokens for speculative decoding, None where drafts cost nothing.
+    accounted for, and no step computes more than ``step_tokens`` new tokens. ``seed`` is that of the run's
+    random streams. ``draft`` is the model that drafts tokens for speculative decoding, None where drafts cost
+    nothing.
     """
 
     model: ModelSpec
@@ -46,6 +47,7 @@ class Setup:
     unroll_layers: bool = False
     kv_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
     step_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
+    seed: int = 0
     draft: ModelSpec | None = None
 
 

@@ -146,9 +146,8 @@ def test_unrolled_layers_give_the_same_ticks():
     assert unrolled.makespan_s == pytest.approx(whole.makespan_s, rel=1e-9)
     assert unrolled.energy.total_j == pytest.approx(whole.energy.total_j, rel=1e-12)
     for name in ("fc_ps", "attention_ps", "all_reduce_ps", "transfer_ps"):
-        np.testing.assert_array_equal(
-            unrolled.tables["iterations"].column(name), whole.tables["iterations"].column(name)
-        )
+        ours, theirs = (run.tables["iterations"].column(name) for run in (unrolled, whole))
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_keys_and_values_that_do_not_fit_are_refused():
