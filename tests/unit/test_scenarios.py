@@ -13,12 +13,14 @@ SMALL = {
     "compare_chat": ["resident", "ndp-dimm", "--model", "opt-13b", "--workload", "lengths.csv", "--requests", "2"],
     "batch_sweep": ["--systems", "resident", "ndp-dimm", "--batches", "2", "1", "--output", "2"],
     "dimm_count": ["--dimms", "4", "16", "8", "--batch", "2", "--output", "2"],
+    "attacc_breakdown": ["--model", "gpt3-175b", "--batches", "1", "2", "--output", "3"],
     "papi_decay": ["--model", "llama-7b", "--batches", "4", "2", "--mean", "8"],
     "papi_gains": ["--models", "llama-65b", "--batches", "4", "--tlps", "4", "2", "--baselines", "attacc-only"],
     "fixed_layers": ["--cases", "2:0.5", "4:0.75", "--windows", "1", "2", "--layers", "8"],
     "old_hardware": ["--model", "opt-6.7b", "--demands", "0.01", "1", "--requests", "2"],
 }
 PRINTED = {
+    "attacc_breakdown": ("dgx", "naive", "pipelined", "full", "iteration (ms)"),
     "papi_decay": ("static, decaying", "continuous", "static, equal outputs", "gain in energy"),
     "papi_gains": ("alpha", "attacc-only energy"),
     "fixed_layers": ("contiguous", "interleaved", "bound", "2:0.5"),
