@@ -42,7 +42,9 @@ class Prediction:
     @property
     def predicted(self) -> Neurons:
         """The predicted set, ascending."""
-        return np.union1d(self.correct, self.wrong)
+        if not self.wrong.size:
+            return self.correct
+        return np.sort(np.concatenate([self.correct, self.wrong]))  # disjoint
 
 
 @frozen

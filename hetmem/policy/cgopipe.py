@@ -161,19 +161,20 @@ class HrmSearch:
         )
 
     def decide(self, view: HrmView) -> HrmPolicy:
-        """Return the fitting policy of the highest rate; of equals the first of :meth:`candidates`.
+        """Return the fitting policy of the highest rate; of equals the one that keeps its three resources least busy.
 
         Raises
         ------
         UnsupportedError
             When no point of the grid fits both memories.
         """
-        best: tuple[float, HrmPolicy] | None = None
+        best: tuple[tuple[float, float], HrmPolicy] | None = None
         for policy in self.candidates():
             if policy.fits(view):
-                rate = policy.tokens_per_s(view)
-                if best is None or rate > best[0]:
-                    best = rate, policy
+                times = policy.times_s(view)
+                merit = (policy.batch / max(times), -sum(times))
+                if best is None or merit > best[0]:
+                    best = merit, policy
         if best is None:
             weights = view.n_layers * (view.dense_bytes + view.expert_bytes)
             raise UnsupportedError(
