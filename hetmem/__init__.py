@@ -6,6 +6,7 @@ from hetmem.errors import CapacityError, ConfigError, HetmemError, UnsupportedEr
 from hetmem.hardware.config import machine
 from hetmem.hardware.dram import memory
 from hetmem.hardware.link import link
+from hetmem.hardware.pim import check_design as check_pim_design
 from hetmem.model import ModelSpec, load_model
 from hetmem.study.compare import Comparison, compare
 from hetmem.study.run import Run
@@ -21,6 +22,7 @@ __all__ = [
     "Run",
     "UnsupportedError",
     "__version__",
+    "check_pim_design",
     "compare",
     "fixed",
     "from_file",

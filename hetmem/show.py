@@ -15,7 +15,7 @@ from hetmem.system import SYSTEMS
 if TYPE_CHECKING:
     from rich.console import Console
 
-DEVICE_KINDS = ("gpus", "cpus", "dram", "links", "ssds", "ndp")
+DEVICE_KINDS = ("gpus", "cpus", "dram", "links", "ssds", "ndp", "pim_stacks", "pim_levels", "attention_links")
 WIDTH = 190  # of a table that goes into a file or a pipe
 
 

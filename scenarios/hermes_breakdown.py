@@ -31,7 +31,9 @@ def table(runs: list[Run]) -> pd.DataFrame:
         prefill = lasted[steps.decode_sequences == 0].sum() / lasted.sum()
         busy = {name: 100 * run.busy_ps[name] / run.elapsed_ps for name in SERVERS}
         names = {key: value for key, value in run.scenario.labels().items() if key in ("assumptions", "dimm_preset")}
-        lines.append({**names, "tokens_per_s": run.tokens_per_s, "prefill": 100 * prefill, "decode": 100 * (1 - prefill)} | busy)
+        lines.append(
+            {**names, "tokens_per_s": run.tokens_per_s, "prefill": 100 * prefill, "decode": 100 * (1 - prefill)} | busy
+        )
     return pd.DataFrame(lines)
 
 

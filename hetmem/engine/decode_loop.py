@@ -14,12 +14,14 @@ import simpy
 
 from hetmem.engine.kv_cache import KvCache
 from hetmem.engine.running import RunningSet, Sequence
-from hetmem.engine.scheduler import Scheduler
+from hetmem.engine.scheduler import DecodeGroup, Scheduler
+from hetmem.engine.speculative import Speculation, SpeculativeSet
 from hetmem.engine.step import StepOutcome
 from hetmem.errors import ConservationError, DeadlockError
 from hetmem.hardware.clock import Clock
 from hetmem.model import StepShape
 from hetmem.monitor.recorder import Recorder
+from hetmem.monitor.table import Table
 from hetmem.policy.batching import BatchView
 from hetmem.workload import RequestTable
 
@@ -53,17 +55,25 @@ class DecodeLoop:
         The most new tokens of a step; None for no limit.
     progress
         Called as ``progress(requests finished or dropped, requests in)``.
+    speculation
+        How drafts are verified; None decodes a token per sequence and step.
+    with_contexts
+        Whether the system asks for the context of each sequence.
     """
 
     def __init__(
         self, env: Clock, scheduler: Scheduler, kv: KvCache, recorder: Recorder,
         requests: RequestTable, batching: Batching, admission: Admission, token_budget: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], None] | None = None, speculation: Speculation | None = None,
+        with_contexts: bool = False,
     ) -> None:  # fmt: skip
         self.env, self.scheduler, self.kv, self.recorder = env, scheduler, kv, recorder
         self.requests, self.batching, self.admission = requests, batching, admission
         self.token_budget, self._progress = token_budget, progress
-        self.running = RunningSet(kv.block_tokens)
+        self.running = (
+            RunningSet(kv.block_tokens) if speculation is None else SpeculativeSet(kv.block_tokens, speculation)
+        )
+        self._with_contexts, self._ended, self._joined = with_contexts, 0, 0
         self.preemptions = self.finished = self.dropped = 0
         self.delivered = 0  # tokens of finished requests
         self._generated = 0  # tokens of the requests that are finished or dropped
@@ -84,9 +94,14 @@ class DecodeLoop:
                 yield self.env.timeout(int(self.requests.arrival_ps[self._arrived]) - self.env.now)
                 continue
             outcome = yield self.scheduler.request(
-                _prefill_shape(prefills), decode, len(self.running), len(self._waiting)
+                _prefill_shape(prefills), decode, len(self.running), len(self._waiting), self._group()
             )
             self._advance(decode, prefills, outcome)
+
+    def _group(self) -> DecodeGroup:
+        running, ended, joined = self.running, self._ended, self._joined
+        self._ended = self._joined = 0
+        return DecodeGroup(running.tlp, running.contexts() if self._with_contexts else (), ended, joined)
 
     def _receive(self) -> None:
         """Queue the requests that have arrived by now; refuse those whose prompt can never fit."""
@@ -105,18 +120,12 @@ class DecodeLoop:
     def _schedule(self) -> tuple[StepShape | None, list[tuple[Sequence, int]]]:
         """Return the decode group and the prefill chunks of the next step; their KV blocks are taken."""
         running, kv, preempted = self.running, self.kv, self.preemptions
+        running.begin()
         while running.blocks_needed() > kv.free:
             self._preempt(running.youngest())
-        kv.take(running.blocks_needed())
-        decode = None
-        if running.decoding:
-            context = running.kv_tokens + running.decoding
-            decode = StepShape(
-                tokens=running.decoding, sequences=running.decoding, attended=context, kv_tokens=context,
-                sampled=running.decoding,
-            )  # fmt: skip
-        budget = self.token_budget
-        left = 1 << 62 if budget is None else budget - running.decoding
+        kv.take(running.reserve())
+        decode, budget = running.shape(), self.token_budget
+        left = 1 << 62 if budget is None else budget - running.decoding * running.tlp
         chunks: list[tuple[Sequence, int]] = []
         # One at most: the last admitted, where the budget cut its prompt short. So it is the youngest, too.
         for seq in list(running.prefilling.values()):
@@ -156,10 +165,11 @@ class DecodeLoop:
 
     def _preempt(self, seq: Sequence) -> None:
         """Take everything from ``seq`` and put it at the head of the queue, or drop it if it outgrew the cache."""
+        self._joined -= seq.joined >= 0
         self.running.remove(seq)
         self.kv.give(seq.blocks)
         seq.blocks = seq.computed = 0
-        if self.kv.blocks_for(seq.known) > self.kv.total:
+        if self.kv.blocks_for(seq.known - 1 + self.running.tlp) > self.kv.total:
             self._drop(seq)
             return
         self.preemptions += 1
@@ -170,9 +180,10 @@ class DecodeLoop:
         """Account for what the step computed: tokens, first tokens, finished requests."""
         now, emitted = outcome.end_ps, 0
         if decode is not None:
-            emitted = decode.sampled
             for seq in self.running.advance():
+                self._ended += 1
                 self._finish(seq, now)
+            emitted = self.running.emitted
         for seq, n in chunks:
             seq.computed += n
             if seq.computed < seq.known:
@@ -185,6 +196,7 @@ class DecodeLoop:
                 self.running.remove(seq)
                 self._finish(seq, now)
             else:
+                self._joined += 1
                 self.running.start_decoding(seq)
         self.recorder.step(
             outcome, sum(n for _, n in chunks), 0 if decode is None else decode.sequences, emitted, self.kv.used
@@ -208,6 +220,10 @@ class DecodeLoop:
         if self._progress is not None:
             self._progress(self.finished + self.dropped, len(self.requests))
 
+    def tables(self) -> dict[str, Table]:
+        """Return where speculated tokens went, a row per request; empty with plain decoding."""
+        return {"speculation": self.running.table} if isinstance(self.running, SpeculativeSet) else {}
+
     def check_conserved(self) -> None:
         """Raise unless every request is accounted for and the KV cache is empty.
 
@@ -228,6 +244,8 @@ class DecodeLoop:
         self.kv.check_conserved()
         if self.kv.used:
             raise ConservationError("KV blocks", f"{self.kv.used} still held at the end")
+        if isinstance(self.running, SpeculativeSet):
+            self.running.check_conserved()
 
 
 def _prefill_shape(chunks: list[tuple[Sequence, int]]) -> StepShape | None:

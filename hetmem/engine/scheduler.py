@@ -7,7 +7,7 @@ gate opens, lets the system observe and hands the outcome back. Several steps ma
 from collections import deque
 from collections.abc import Callable, Generator
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import simpy
 from attrs import frozen
@@ -32,6 +32,18 @@ class Planner(Protocol):
         """Take note of what happened."""
 
 
+class DecodeGroup(NamedTuple):
+    """The decoding sequences of a step beyond their shape; see :class:`~hetmem.engine.step.StepView`."""
+
+    tlp: int = 1
+    contexts: tuple[int, ...] = ()
+    finished: int = 0
+    joined: int = 0
+
+
+NO_GROUP = DecodeGroup()
+
+
 @frozen(slots=True, eq=False)
 class StepRequest:
     """A request for one step: the shapes of its groups, and the event that its outcome triggers."""
@@ -41,6 +53,7 @@ class StepRequest:
     running: int
     waiting: int
     done: simpy.Event
+    group: DecodeGroup
 
 
 class Scheduler:
@@ -67,9 +80,12 @@ class Scheduler:
         self._busy = dict.fromkeys(executor.servers, 0)
         env.process(self._serve())
 
-    def request(self, prefill: StepShape | None, decode: StepShape | None, running: int, waiting: int) -> simpy.Event:
+    def request(
+        self, prefill: StepShape | None, decode: StepShape | None, running: int, waiting: int,
+        group: DecodeGroup = NO_GROUP,
+    ) -> simpy.Event:  # fmt: skip
         """Queue a step; the returned event fires with its :class:`StepOutcome`."""
-        request = StepRequest(prefill, decode, running, waiting, self.env.event())
+        request = StepRequest(prefill, decode, running, waiting, self.env.event(), group)
         self._queue.append(request)
         wake, self._wake = self._wake, None
         if wake is not None:
@@ -86,8 +102,9 @@ class Scheduler:
     def _start(self, request: StepRequest) -> None:
         now = self.env.now
         view = StepView(
-            self.steps, now, request.prefill, request.decode, request.running, request.waiting, self._load(now)
-        )
+            self.steps, now, request.prefill, request.decode, request.running, request.waiting, self._load(now),
+            *request.group,
+        )  # fmt: skip
         self.steps += 1
         plan = self.system.plan(view)
         for owner, memory, n_bytes in plan.allocate:

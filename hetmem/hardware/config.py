@@ -5,18 +5,23 @@ A preset (``machines.toml``) says which parts; the catalogue gives their numbers
 for every system.
 """
 
+from typing import Any
+
 from attrs import evolve, field, frozen
 from attrs.validators import ge, gt, in_, le, optional
 
 from hetmem import catalog
 from hetmem.catalog.structure import structure
 from hetmem.errors import ConfigError
+from hetmem.hardware.board import BoardConfig, board, is_board
 from hetmem.hardware.cpu import CpuSpec, cpu
 from hetmem.hardware.dram import MAPPINGS, MemorySystem, memory
 from hetmem.hardware.gpu import GpuSpec, gpu
 from hetmem.hardware.link import Link, LinkPath, link
 from hetmem.hardware.ndp import NdpDimms, ndp_dimms
+from hetmem.hardware.pim_config import AttAccConfig, PapiConfig, PimConfig, TileConfig
 from hetmem.hardware.ssd import Ssd, ssd
+from hetmem.hardware.tiled_gpu import capped
 
 ASSUMPTIONS = ("as-published", "fair")
 
@@ -51,6 +56,14 @@ class Assumptions:
     deja_vu_communication
         The share of its time that Deja Vu spends on copies, all else being computation; nothing of it is resident
         then, and a batch shares all its neurons. None where its kernels, memory and batch are modelled.
+    link_efficiency
+        Whether links between chips are charged with what such links achieve.
+    gqa_reuse
+        Whether a board's chips read a key/value head once for all its query heads.
+    decoder_only
+        Whether a board computes decoder layers only, without embedding and head.
+    attacc_accounting
+        Whether GPUs with PIM stacks follow the accounts of AttAcc's simulator; measured efficiencies otherwise.
     """
 
     name: str
@@ -68,7 +81,11 @@ class Assumptions:
     prefill_streams_all: bool
     flexgen_resident: bool
     cpu_gbs: float | None = field(default=None, validator=optional(gt(0)))
-    deja_vu_communication: float | None = field(default=None, validator=optional(gt(0)))
+    deja_vu_communication: float | None = field(default=None, validator=optional([gt(0), le(1)]))
+    link_efficiency: bool
+    gqa_reuse: bool
+    decoder_only: bool
+    attacc_accounting: bool
 
 
 @frozen(kw_only=True)
@@ -124,6 +141,8 @@ class MachineConfig:
         pageable copies are charged.
     host, cpu, ssd, dimm
         Host DRAM and processor, SSD, NDP-DIMMs.
+    tile, pim, papi, attacc
+        The GPUs' tile law, the attention stacks, and the options of PAPI's and AttAcc's systems.
     sync_s
         One hop of a host-issued synchronisation between GPU and DIMMs.
     dimm_link
@@ -148,6 +167,10 @@ class MachineConfig:
     ssd: Ssd | None = None
     dimm: NdpDimms | None = None
     dimm_link: Link | None = None
+    tile: TileConfig | None = None
+    pim: PimConfig | None = None
+    papi: PapiConfig | None = None
+    attacc: AttAccConfig | None = None
     sync_s: float = field(default=0.0, validator=ge(0))
     prefill_streams_all: bool
     flexgen_resident: bool
@@ -179,7 +202,7 @@ class MachinePreset:
     name: str
     gpu: str
     gpus: int
-    cpu: str
+    cpu: str | None = None
     ssd: str | None = None
     dimm: bool = False
     dimm_link: str | None = None
@@ -192,6 +215,16 @@ class MachinePreset:
     host_pj_per_bit: float = 0.0
     sync_s: float = 0.0
     base_w: float | None = None
+    gpu_usable: float | None = field(default=None, validator=optional([gt(0), le(1)]))
+    tiled: bool = False
+    fc_units: str | None = None
+    fc_stacks: int = 0
+    attention_units: str | None = None
+    attention_stacks: int = 0
+    attention_link: str | None = None
+    decision_s: float = 0.0
+    pipelining: bool = False
+    co_processing: bool = False
 
 
 def assumptions(name: str) -> Assumptions:
@@ -202,8 +235,8 @@ def assumptions(name: str) -> Assumptions:
 def machine(
     preset: str, assumed: str = "fair", *, gpu_id: str | None = None, gpus: int | None = None,
     dimms: int | None = None, multipliers: int | None = None, dimm_preset: str = "datasheet",
-) -> MachineConfig:  # fmt: skip
-    """Return the machine of ``preset`` under the assumption set ``assumed``.
+) -> MachineConfig | BoardConfig:  # fmt: skip
+    """Return the machine of ``preset`` under the assumption set ``assumed``: GPUs and what is around, or a board.
 
     Parameters
     ----------
@@ -219,9 +252,33 @@ def machine(
     UnknownNameError, ConfigError
         When a part is not in the catalogue, or the machine has no such part.
     """
+    entry = catalog.entry("machines", preset)
+    if is_board(entry):
+        belief = assumptions(assumed)
+        for name, value in (("gpu", gpu_id), ("gpus", gpus), ("dimms", dimms), ("multipliers", multipliers)):
+            if value is not None:
+                raise ConfigError(name, f"machine {preset} has none")
+        return board(
+            entry, sustained=belief.dram_efficiency, link_efficiency=belief.link_efficiency,
+            gqa_reuse=belief.gqa_reuse, decoder_only=belief.decoder_only,
+        )  # fmt: skip
+    return gpu_machine(
+        preset, assumed, gpu_id=gpu_id, gpus=gpus, dimms=dimms, multipliers=multipliers, dimm_preset=dimm_preset
+    )
+
+
+def gpu_machine(
+    preset: str, assumed: str = "fair", *, gpu_id: str | None = None, gpus: int | None = None,
+    dimms: int | None = None, multipliers: int | None = None, dimm_preset: str = "datasheet",
+) -> MachineConfig:  # fmt: skip
+    """Return the machine of a ``preset`` with GPUs; arguments and errors as of :func:`machine`."""
     parts = structure(MachinePreset, catalog.entry("machines", preset))
     belief = assumptions(assumed)
-    card = _believed_gpu(gpu(gpu_id or parts.gpu), belief)
+    card = gpu(gpu_id or parts.gpu)
+    if not parts.tiled:
+        card = _believed_gpu(card, belief)
+    elif belief.attacc_accounting:
+        card = capped(card)
     ndp = _believed_dimms(ndp_dimms(dimm_preset), belief, dimms, multipliers) if parts.dimm else None
     if ndp is None and (dimms is not None or multipliers is not None):
         raise ConfigError("dimms" if dimms is not None else "multipliers", f"machine {preset} has no NDP-DIMMs")
@@ -238,16 +295,17 @@ def machine(
         gpu=card,
         gpus=parts.gpus if gpus is None else gpus,
         gpu_link=_between_gpus(link(card.peer_link)) if several else None,
-        gpu_usable=belief.gpu_usable,
+        gpu_usable=belief.gpu_usable if parts.gpu_usable is None else parts.gpu_usable,
         gpu_weight_bytes=belief.gpu_weight_bytes.get(card.name),
         pcie=_believed_link(link(card.host_link), belief),
         prefill_gbs=belief.prefill_gbs,
         pageable_copies=belief.pageable_copies,
         host=host,
-        cpu=cpu(parts.cpu),
+        cpu=None if parts.cpu is None else cpu(parts.cpu),
         ssd=None if parts.ssd is None else ssd(parts.ssd),
         dimm=ndp,
         dimm_link=None if parts.dimm_link is None else link(parts.dimm_link),
+        **(_pim_parts(parts, belief) if parts.tiled else {}),
         sync_s=parts.sync_s,
         prefill_streams_all=belief.prefill_streams_all,
         flexgen_resident=belief.flexgen_resident,
@@ -255,6 +313,29 @@ def machine(
         deja_vu_communication=belief.deja_vu_communication,
         base_w=parts.base_w,
     )
+
+
+def _pim_parts(parts: MachinePreset, belief: Assumptions) -> dict[str, Any]:
+    """Return the groups of a machine under the tile law."""
+    own = belief.attacc_accounting
+    groups: dict[str, Any] = {
+        "tile": TileConfig(
+            corrected_energy=not own, measured_all_reduce=not own, whole_columns=parts.fc_units is not None or not own
+        )
+    }
+    if parts.attention_units is not None and parts.attention_link is not None:
+        groups["pim"] = PimConfig(
+            units=parts.attention_units, stacks=parts.attention_stacks, link=parts.attention_link, measured_link=not own
+        )
+    if parts.fc_units is not None:
+        groups["papi"] = PapiConfig(
+            fc_units=parts.fc_units, fc_stacks=parts.fc_stacks, sustained=not own, decision_s=parts.decision_s
+        )
+    elif "pim" in groups:
+        groups["attacc"] = AttAccConfig(
+            pipelining=parts.pipelining, co_processing=parts.co_processing, softmax_hidden=own
+        )
+    return groups
 
 
 def _believed_gpu(card: GpuSpec, belief: Assumptions) -> GpuSpec:

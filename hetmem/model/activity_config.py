@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 
 from hetmem.errors import ConfigError
 from hetmem.model.activation import (
-    ActivationModel, ActivitySource, GeneratedActivity, NeuronBlock, activation_model, unpack,
+    ActivationModel,
+    ActivitySource,
+    GeneratedActivity,
+    NeuronBlock,
+    activation_model,
+    unpack,
 )  # fmt: skip
 from hetmem.model.activity_trace import correlated_units, read_activity
 from hetmem.model.sparsity import BlockSparsity, block_sparsity, sparsity_anchors
@@ -78,7 +83,8 @@ def activity_config(model: str) -> ActivityConfig:
     anchors = sparsity_anchors(model)
     return ActivityConfig(
         qkv=block_sparsity(anchors, "qkv"), mlp=block_sparsity(anchors, "mlp"),
-        calibrated_qkv=anchors.calibrated_qkv_density, calibrated_mlp=anchors.calibrated_mlp_density, mlp_predictor_share=anchors.mlp_predictor_share,
+        calibrated_qkv=anchors.calibrated_qkv_density, calibrated_mlp=anchors.calibrated_mlp_density,
+        mlp_predictor_share=anchors.mlp_predictor_share,
     )  # fmt: skip
 
 
@@ -115,12 +121,16 @@ def neurons(config: ActivityConfig, model: ModelSpec, seed: int) -> Neurons:
     """
     counts = neuron_counts(model)
     if config.partition_group % config.group:
-        raise ConfigError("activity.partition_group", f"{config.partition_group} is no multiple of group, {config.group}")
+        raise ConfigError(
+            "activity.partition_group", f"{config.partition_group} is no multiple of group, {config.group}"
+        )
     if config.densities == "calibrated" and (config.calibrated_qkv is None or config.calibrated_mlp is None):
         raise ConfigError("activity.densities", f"{model.id} has no calibrated densities")
     for block, n in counts.items():
         if n % config.partition_group:
-            raise ConfigError("activity.partition_group", f"{config.partition_group} does not divide {n} {block} neurons")
+            raise ConfigError(
+                "activity.partition_group", f"{config.partition_group} does not divide {n} {block} neurons"
+            )
     if config.trace is not None:
         return _recorded(config.trace, config.group, counts, model.n_layers)
     models = tuple(

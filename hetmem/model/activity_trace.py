@@ -88,11 +88,7 @@ def _booleans(path: Path, key: str, arrays: Mapping[str, NDArray[np.generic]]) -
         return array.astype(np.bool_, copy=False)
     if array.dtype != np.uint8:
         raise WorkloadError(where, f"expected booleans, or uint8 packed bits, not {array.dtype}")
-    if (
-        (count := arrays.get(key + _SUFFIX)) is None
-        or count.ndim
-        or not np.issubdtype(count.dtype, np.integer)
-    ):
+    if (count := arrays.get(key + _SUFFIX)) is None or count.ndim or not np.issubdtype(count.dtype, np.integer):
         raise WorkloadError(where, f"packed bits need an integer scalar {key}{_SUFFIX} beside them")
     neurons = int(count)
     if -(-neurons // 8) != array.shape[-1]:
@@ -122,7 +118,7 @@ def correlated_units(fired: NDArray[np.bool_]) -> NDArray[np.int32]:
     Likeness is the Pearson correlation over the tokens of ``fired[token, layer, unit]``, ties by index; the first
     layer, which has none before it, is given its own units 0 and 1 (0 twice, of a single unit).
     """
-    n_tokens, n_layers, n = fired.shape
+    _, n_layers, n = fired.shape
     second = min(1, n - 1)
     best = np.zeros((n_layers, n, 2), dtype=np.int32)
     best[0, :, 1] = second

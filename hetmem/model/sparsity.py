@@ -114,9 +114,7 @@ class BlockSparsity:
             )
         for layer, density in enumerate(self.layer_densities or ()):
             if not 0.0 < density < 1.0:
-                raise ConfigError(
-                    f"{self.name}.layer_densities[{layer}]", f"expected in (0, 1), not {density}"
-                )
+                raise ConfigError(f"{self.name}.layer_densities[{layer}]", f"expected in (0, 1), not {density}")
 
 
 def block_sparsity(anchors: SparsityAnchors, block: str) -> BlockSparsity:
@@ -193,9 +191,7 @@ def fit_firing_law(sparsity: BlockSparsity, n_layers: int) -> FiringLaw:
     concentration = 1.0 / spread - 1.0 if spread > 0 else math.inf
     reached = max(sparsity.distant, floor)
     persistence = max(0.0, (sparsity.adjacent - reached) / (1.0 - reached))
-    return FiringLaw(
-        exponent, slope, tuple(densities.tolist()), tuple(knees.tolist()), concentration, persistence
-    )
+    return FiringLaw(exponent, slope, tuple(densities.tolist()), tuple(knees.tolist()), concentration, persistence)
 
 
 def neuron_share(frequencies: NDArray[np.floating], held: float) -> float:
@@ -274,9 +270,7 @@ def _activations_up_to(
     return np.asarray(flat + knee * tail)
 
 
-def _rank_of(
-    activations: NDArray[np.float64], knee: NDArray[np.float64], exponent: float
-) -> NDArray[np.float64]:
+def _rank_of(activations: NDArray[np.float64], knee: NDArray[np.float64], exponent: float) -> NDArray[np.float64]:
     """Return the ``x`` of which :func:`_activations_up_to` gives ``activations``."""
     tail = np.maximum(activations - knee, 0.0) / knee
     rest = 1.0 - exponent

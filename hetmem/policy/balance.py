@@ -128,7 +128,7 @@ class WindowRemap:
 
 @frozen
 class OfflineOptimal:
-    """Places the units by what they are going to fire, longest first, links unlimited.
+    """Places the units that are going to fire, longest first, links unlimited; the others stay.
 
     A bound, not a mechanism: it reads the future. Longest-first is within 4/3 of the best placement, and
     within one unit's firings of the mean load.
@@ -142,7 +142,7 @@ class OfflineOptimal:
             raise ConfigError(
                 "view.future", "the offline-optimal balancer needs the firings of the time to come"
             )
-        units = np.flatnonzero(view.where != NOWHERE)
+        units = np.flatnonzero((view.where != NOWHERE) & (view.future > 0))
         target = longest_first(view.future[units].astype(np.float64), view.n_dimms)
         moving = view.where[units] != target
         return BalanceDecision(

@@ -287,9 +287,7 @@ def full_partition(view: PartitionView, node_limit: int = 100_000) -> NDArray[np
     return np.where(on_gpu, GPU, solution.values[n : n + n * m].reshape(n, m).argmax(axis=1))
 
 
-def _block_times(
-    view: PartitionView, on_gpu: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _block_times(view: PartitionView, on_gpu: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return per block the seconds of the GPU and the summed seconds of the DIMMs."""
     gpu = np.bincount(view.block, view.frequency * view.gpu_s * on_gpu, view.n_blocks) + view.sync_s
     dimm = np.bincount(view.block, view.frequency * view.dimm_s * ~on_gpu, view.n_blocks)
@@ -364,6 +362,4 @@ def _milp(
     status = "optimal" if result.status == 0 else "node limit"
     if result.x is None:
         return _Solution(None, float("nan"), float("nan"), status, int(result.status))
-    return _Solution(
-        result.x, float(result.mip_gap), float(result.mip_dual_bound), status, int(result.status)
-    )
+    return _Solution(result.x, float(result.mip_gap), float(result.mip_dual_bound), status, int(result.status))

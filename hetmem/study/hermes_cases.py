@@ -68,8 +68,7 @@ def measure_all(cases: Iterable[Case]) -> None:
     if not missing:
         return
     with ProcessPoolExecutor(min(len(missing), os.cpu_count() or 1)) as pool:
-        for case, found in zip(missing, pool.map(_attempt, missing), strict=True):
-            _KNOWN[case] = found
+        _KNOWN.update(zip(missing, pool.map(_attempt, missing), strict=True))
 
 
 def measured(case: Case) -> Measured | None:
@@ -137,4 +136,3 @@ def mlp_seconds(run: Run) -> float:
     frame = frame[frame.task.str.fullmatch(r"l\d+\.mlp")]
     spans = frame.groupby(["step", "task"]).agg(start=("start_ps", "min"), end=("end_ps", "max"))
     return float((spans.end - spans.start).sum()) * 1e-12
-

@@ -62,11 +62,17 @@ Reproduction = Callable[[], list[Row]]
 
 def reproductions() -> dict[str, Reproduction]:
     """Return every reproduction by name."""
+    from hetmem.study.reproduce_attacc import attacc
+    from hetmem.study.reproduce_h2m2 import h2m2
     from hetmem.study.reproduce_hermes import hermes
     from hetmem.study.reproduce_hermes_baselines import hermes_baselines
     from hetmem.study.reproduce_laws import dram, links
+    from hetmem.study.reproduce_papi import papi
 
-    return {"hermes": hermes, "hermes-baselines": hermes_baselines, "dram": dram, "links": links}
+    return {
+        "hermes": hermes, "hermes-baselines": hermes_baselines, "h2m2": h2m2, "papi": papi, "attacc": attacc,
+        "dram": dram, "links": links,
+    }  # fmt: skip
 
 
 def reproduce(name: str) -> list[Row]:

@@ -41,10 +41,10 @@ class Run:
         Ticks that each server was busy.
     output_tokens
         Tokens of the requests that finished.
+    tables
+        Further tables by name: the system's own, and where speculated tokens went.
     counters
         Steps, events, preemptions and the KV blocks of the run.
-    tables
-        Further tables of the system's own, by name.
     """
 
     scenario: "Scenario"
@@ -57,8 +57,8 @@ class Run:
     busy_ps: Mapping[str, int]
     output_tokens: int
     counters: Mapping[str, int]
+    tables: Mapping[str, Table]
     configuration: Mapping[str, Any] = field(repr=False)
-    tables: Mapping[str, Table] = field(factory=dict, repr=False)
 
     @property
     def elapsed_s(self) -> float:

@@ -9,11 +9,13 @@ from attrs import field, frozen, validators
 
 from hetmem import catalog
 from hetmem.errors import ConfigError, UnknownNameError
+from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.config import ASSUMPTIONS, MachineConfig, machine
 from hetmem.hardware.ndp import PRESETS
 from hetmem.model import FP16, ModelSpec, Precision, load_model
 from hetmem.model.activity_config import ActivityConfig, activity_config
 from hetmem.policy.batching import ContinuousBatch, FirstComeFirstServed, ShortestPromptFirst, StaticBatch
+from hetmem.policy.speculation import FixedLength, LevelTokens
 from hetmem.study.settings import with_settings
 from hetmem.system import System, system_class
 from hetmem.workload import Workload, workload
@@ -24,6 +26,7 @@ DEFAULT_TOKEN_BUDGET = 2048
 POLICIES: dict[str, dict[str, type]] = {
     "batching": {"static": StaticBatch, "continuous": ContinuousBatch},
     "admission": {"fcfs": FirstComeFirstServed, "shortest": ShortestPromptFirst},
+    "speculation": {"fixed": FixedLength, "level": LevelTokens},
 }
 
 
@@ -41,6 +44,16 @@ class Serving:
         Tokens of a KV block, the share of the free memory that the cache takes, and its blocks if given.
     unroll_layers
         A task per layer instead of one for all that are alike: the same ticks, a finer trace.
+    tlp, most_tlp
+        Tokens of each sequence that a step verifies: 1 for plain decoding, n for n - 1 drafts and the model's own;
+        and the most where the policy changes it.
+    acceptance
+        Which drafts are accepted: ``all``, or a geometric law with the mean of a measured pair such as
+        ``vicuna-7b-sps``. None is ``all`` as published; under fair assumptions it must be said.
+    draft_model
+        The model that drafts, run by the system; None drafts at no cost.
+    enforce_capacity
+        Whether what does not fit is refused. Off only to repeat what a tool did that does not check.
     """
 
     batch: int = field(validator=validators.ge(1))
@@ -49,6 +62,11 @@ class Serving:
     kv_share: float = field(default=0.9, validator=[validators.gt(0), validators.le(1)])
     kv_blocks: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
     unroll_layers: bool = False
+    tlp: int = field(default=1, validator=validators.ge(1))
+    most_tlp: int = field(default=8, validator=validators.ge(1))
+    acceptance: str | None = None
+    draft_model: str | None = None
+    enforce_capacity: bool = True
 
 
 @frozen(kw_only=True)
@@ -57,7 +75,7 @@ class Configuration:
 
     model: ModelSpec
     precision: Precision
-    machine: MachineConfig
+    machine: MachineConfig | BoardConfig
     serving: Serving
     activity: ActivityConfig | None = None
 
@@ -83,7 +101,7 @@ class Scenario:
     gpus: int | None = None
     dimms: int | None = None
     multipliers: int | None = None
-    machine: MachineConfig | None = None
+    machine: MachineConfig | BoardConfig | None = None
     precision: Precision = FP16
     policies: Mapping[str, Any] = field(factory=dict)
     settings: Mapping[str, Any] = field(factory=dict)

@@ -12,8 +12,8 @@ from hetmem.units import parse_quantity
 
 # What a field's name says of its unit: the base unit of a text, and how many of those the field counts in.
 _UNITS = {
-    "gbs": ("B/s", 1e9), "_bytes": ("B", 1.0), "_gb": ("B", 1e9), "_s": ("s", 1.0), "_ns": ("s", 1e-9),
-    "_w": ("W", 1.0), "_ghz": ("Hz", 1e9), "_tflops": ("FLOP/s", 1e12), "_pj": ("J", 1e-12),
+    "gbs": ("B/s", 1e9), "_bytes_per_s": ("B/s", 1.0), "_bytes": ("B", 1.0), "_gb": ("B", 1e9), "_s": ("s", 1.0),
+    "_ns": ("s", 1e-9), "_w": ("W", 1.0), "_ghz": ("Hz", 1e9), "_tflops": ("FLOP/s", 1e12), "_pj": ("J", 1e-12),
     "pj_per_bit": ("J/B", 8e-12), "pj_per_byte": ("J/B", 1e-12),
 }  # fmt: skip
 

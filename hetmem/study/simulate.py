@@ -1,7 +1,7 @@
 """One run: the system, its machine and its requests put together, run to the end and checked."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hetmem.engine.decode_loop import DecodeLoop
@@ -10,6 +10,7 @@ from hetmem.engine.floor import FloorCheck
 from hetmem.engine.kv_cache import KvCache
 from hetmem.engine.scheduler import Scheduler
 from hetmem.errors import CapacityError, ConservationError, UnsupportedError
+from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.clock import Clock
 from hetmem.hardware.config import MachineConfig
 from hetmem.hardware.ledger import Ledger
@@ -20,6 +21,7 @@ from hetmem.monitor.energy import Energy, account
 from hetmem.monitor.recorder import Recorder
 from hetmem.study.run import Run
 from hetmem.study.scenario import POLICIES, Configuration, Scenario, Serving, scenario, unstructured
+from hetmem.study.speculating import draft_model, speculation
 from hetmem.system import Setup, System
 from hetmem.workload import FixedBatch, RequestTable
 
@@ -28,7 +30,8 @@ Progress = Callable[[int, int], None]
 
 def simulate(
     system: str | type[System], *, model: str | ModelSpec, workload: Any = "chat",
-    machine: MachineConfig | None = None, trace: bool = False, progress: Progress | None = None, **options: Any,
+    machine: MachineConfig | BoardConfig | None = None, trace: bool = False, progress: Progress | None = None,
+    **options: Any,
 ) -> Run:  # fmt: skip
     """Simulate one system serving one workload, and return the run.
 
@@ -82,13 +85,15 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
             config.serving.unroll_layers,
             _kv_tokens(config.serving, longest),
             min(config.serving.batch * longest, config.serving.token_budget or 1 << 62),
+            draft_model(config),
             config.activity,
             asked.seed,
         )
     )
+    drafts = speculation(asked, config)
     machine = planner.machine()
     env = Clock()
-    servers, ledger = machine.elaborate(env)
+    servers, ledger = machine.elaborate(env, config.serving.enforce_capacity)
     planner.place(ledger)
     kv = KvCache(
         ledger, config.serving.block_tokens, planner.kv_bytes_per_token(), config.serving.kv_share,
@@ -101,7 +106,7 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
     scheduler = Scheduler(env, executor, ledger, planner, floor.check)
     loop = DecodeLoop(
         env, scheduler, kv, recorder, requests, _policy(asked, "batching", config), _policy(asked, "admission", config),
-        config.serving.token_budget, progress,
+        config.serving.token_budget, progress, drafts, planner.needs_contexts,
     )  # fmt: skip
     for number, reason in requests.dropped:
         recorder.dropped(number, -1, -1, -1, reason)
@@ -114,19 +119,20 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
         raise UnsupportedError(asked.system.name, _nothing_done(requests, kv))
     return Run(
         scenario=asked, requests=recorder.requests, steps=recorder.steps, utilization=recorder.utilization,
-        tasks=recorder.tasks, energy=_energy(machine, servers, env.now), elapsed_ps=env.now,
+        tasks=recorder.tasks, energy=_energy(machine, servers, env.now, planner.spent_fj()), elapsed_ps=env.now,
+        tables={**planner.tables(), **loop.tables()},
         busy_ps={name: server.busy_at(env.now) for name, server in servers.items()},
         output_tokens=loop.delivered,
         counters={
             "steps": scheduler.steps, "events": next(env._eid), "preemptions": loop.preemptions,
             "tasks": sum(server.jobs for server in servers.values()),
             "kv_blocks_total": kv.total, "kv_blocks_peak": kv.peak, "kv_blocks_allocated": kv.allocated,
-            "kv_blocks_freed": kv.freed, "kv_blocks_held": kv.used,
+            "kv_blocks_freed": kv.freed, "kv_blocks_held": kv.used, "bytes_over_capacity": ledger.excess_bytes,
+            **planner.counters(),
         },
         configuration=unstructured(config) | {"workload": asked.workload.describe(), "seed": asked.seed,
                                               "assumptions": asked.assumptions, "dimm_preset": asked.dimm_preset,
                                               "decisions": dict(planner.decisions())},
-        tables=planner.tables(),
     )  # fmt: skip
 
 
@@ -152,7 +158,8 @@ def _require_batch(asked: Scenario, config: Configuration, kv: KvCache, ledger: 
     work = asked.workload
     if not isinstance(work, FixedBatch) or asked.arrivals:
         return
-    blocks = min(config.serving.batch, asked.requests or work.batch) * kv.blocks_for(work.prompt + work.output - 1)
+    tokens = work.prompt + work.output - 2 + config.serving.tlp
+    blocks = min(config.serving.batch, asked.requests or work.batch) * kv.blocks_for(tokens)
     if blocks > kv.total:
         memory = next(iter(kv.block_bytes))
         held = tuple((owner, n) for name, owner, n in ledger.holdings() if name == memory)
@@ -174,9 +181,19 @@ def _check_busy(servers: dict[str, Server], elapsed_ps: int) -> None:
             )
 
 
-def _energy(machine: Machine, servers: dict[str, Server], elapsed_ps: int) -> Energy:
+def _energy(
+    machine: Machine, servers: dict[str, Server], elapsed_ps: int, spent_fj: Mapping[str, Mapping[str, int]]
+) -> Energy:
+    """Return the account; what a system booked by component must be what its servers spent."""
+    for name, parts in spent_fj.items():
+        if sum(parts.values()) != servers[name].energy_fj:
+            raise ConservationError(
+                "energy = sum of its parts", f"{name} spent {servers[name].energy_fj} fJ, {sum(parts.values())} booked"
+            )
+    dynamic = {name: 0 if name in spent_fj else server.energy_fj for name, server in servers.items()}
     return account(
-        ((unit, servers[unit.name].busy_at(elapsed_ps), servers[unit.name].energy_fj) for unit in machine.units),
+        ((unit, servers[unit.name].busy_at(elapsed_ps), dynamic[unit.name]) for unit in machine.units),
         (*((m.component, m.idle_w) for m in machine.memories), ("base", machine.base_w)),
         elapsed_ps,
+        (part for parts in spent_fj.values() for part in parts.items()),
     )

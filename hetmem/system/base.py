@@ -13,7 +13,8 @@ from attrs import Factory, field, frozen
 
 from hetmem.engine.graph import Template
 from hetmem.engine.step import Plan, StepOutcome, StepView
-from hetmem.errors import UnsupportedError
+from hetmem.errors import ConfigError, UnsupportedError
+from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.config import MachineConfig
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine
@@ -31,12 +32,14 @@ class Setup:
     are the same, the trace is finer); ``kv_block_tokens`` is the block of the paged cache; ``longest`` is the most
     tokens any request of the run reaches and ``batch`` the most sequences at once, for systems that place memory
     beforehand. They need room for ``kv_tokens`` in the KV cache, its blocks and its share of the free memory
-    accounted for, and no step computes more than ``step_tokens`` new tokens.
+    accounted for, and no step computes more than ``step_tokens`` new tokens. ``draft`` is the model that drafts
+    tokens for speculative decoding, None where drafts cost nothing. ``activity`` says which neurons fire, where that
+    is known of the model, and ``seed`` with which draw.
     """
 
     model: ModelSpec
     precision: Precision
-    machine: MachineConfig
+    machine: MachineConfig | BoardConfig
     assumptions: str
     batch: int
     longest: int
@@ -45,6 +48,7 @@ class Setup:
     unroll_layers: bool = False
     kv_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
     step_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
+    draft: ModelSpec | None = None
     activity: ActivityConfig | None = None
     seed: int = 0
 
@@ -64,14 +68,28 @@ class System(ABC):
     moe_only: ClassVar[str | None] = None
     #: Whether weights are split over near-data DIMMs, so that a DIMM preset matters.
     has_dimms: ClassVar[bool] = False
+    #: Whether it runs on GPUs, or else on a board of memories with compute chips.
+    has_gpus: ClassVar[bool] = True
+    #: Whether its plans need the context of each decoding sequence.
+    needs_contexts: ClassVar[bool] = False
+    #: Whether it can run a draft model.
+    drafts: ClassVar[bool] = False
     #: Whether it makes use of activation sparsity, so that neurons and their activity matter.
     has_neurons: ClassVar[bool] = False
 
     def __init__(self, setup: Setup) -> None:
         if self.moe_only and not setup.model.n_experts:
             raise UnsupportedError(self.name, f"{self.moe_only}; {setup.model.id} is dense")
+        if setup.draft is not None and not self.drafts:
+            raise UnsupportedError(self.name, f"has no place to run a draft model ({setup.draft.id})")
         self.setup = setup
-        self.model, self.precision, self.config = setup.model, setup.precision, setup.machine
+        self.model, self.precision = setup.model, setup.precision
+        if isinstance(setup.machine, MachineConfig):
+            self.config = setup.machine
+        else:
+            self.board = setup.machine
+        if isinstance(setup.machine, MachineConfig) is not self.has_gpus:
+            raise ConfigError("machine", f"{self.name} runs on {'GPUs' if self.has_gpus else 'a board'}, not on this")
         self.templates: dict[Any, Template] = {}
 
     @abstractmethod
@@ -100,15 +118,23 @@ class System(ABC):
         """Return what was decided before the run, as plain values for its manifest."""
         return {}
 
-    def tables(self) -> Mapping[str, Table]:
-        """Return what the system itself noted during the run, as tables by name."""
-        return {}
-
     def commit(self, plan: Plan) -> None:  # noqa: B027 - a system without state has nothing to note
         """Take note that ``plan`` is on its way."""
 
     def observe(self, outcome: StepOutcome) -> None:  # noqa: B027
         """Take note of what happened."""
+
+    def spent_fj(self) -> Mapping[str, Mapping[str, int]]:
+        """Return the dynamic femtojoules committed so far by server and component, where the system splits them."""
+        return {}
+
+    def counters(self) -> Mapping[str, int]:
+        """Return what the system counts besides what every run does."""
+        return {}
+
+    def tables(self) -> Mapping[str, Table]:
+        """Return the tables that the system keeps besides those of every run."""
+        return {}
 
     @abstractmethod
     def floor_s(self, view: StepView) -> float:

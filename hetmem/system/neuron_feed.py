@@ -85,7 +85,8 @@ class NeuronFeed:
     def future(self, n_tokens: int) -> dict[str, NDArray[np.int64]]:
         """Return how often each unit is going to fire for any sequence in the next ``n_tokens`` tokens."""
         counts = {
-            block: np.zeros((self.neurons.n_layers, units), dtype=np.int64) for block, units in self.neurons.n_units.items()
+            block: np.zeros((self.neurons.n_layers, units), dtype=np.int64)
+            for block, units in self.neurons.n_units.items()
         }
         for tokens in zip(*(sequence.ahead(n_tokens) for sequence in self._sequences), strict=True):
             for block, total in counts.items():

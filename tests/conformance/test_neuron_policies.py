@@ -16,7 +16,9 @@ TABLES = {"partition": PARTITIONS, "predictor": PREDICTORS, "adjustment": ADJUST
 NAMED = [policy for table in TABLES.values() for policy in table.values() if policy is not None]
 
 
-@parametrize_with_checks([*NAMED, RandomPredictor(0.3, seed=2), RandomPartition(seed=4), OfflinePartition(node_limit=1)])
+@parametrize_with_checks(
+    [*NAMED, RandomPredictor(0.3, seed=2), RandomPartition(seed=4), OfflinePartition(node_limit=1)]
+)
 def test_conforms(policy, check):
     check(policy)
 

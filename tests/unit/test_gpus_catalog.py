@@ -10,12 +10,15 @@ from hetmem.errors import ConfigError, UnknownNameError
 from hetmem.hardware.cpu import cpu
 from hetmem.hardware.dram import MAPPINGS, memory
 from hetmem.hardware.gpu import GpuSpec, gpu
+from hetmem.hardware.kernel_cost import SideMemory
 from hetmem.hardware.link import DIRECTIONS, link
+from hetmem.hardware.paging import Translation
 from hetmem.hardware.ssd import ssd
+from hetmem.hardware.systolic import Chip
 
 GPUS = [
     "m40", "p40", "v100", "t4", "rtx-3090", "rtx-4090", "a40", "a6000", "a100-sxm-40gb", "a100-pcie-80gb",
-    "a100-sxm-80gb", "l4", "l40s", "h100-sxm-80gb", "h200-sxm", "rtx-pro-6000",
+    "a100-sxm-80gb", "a100a", "l4", "l40s", "h100-sxm-80gb", "h200-sxm", "rtx-pro-6000",
 ]  # fmt: skip
 
 
@@ -143,9 +146,15 @@ def outputs_of_cpu(name: str) -> Any:
     return [host.legs_s(1e12, 4e11), host.idle_w, host.active_w]
 
 
+def outputs_of_side(name: str) -> Any:
+    return [SideMemory.from_entry(catalog.entry("sides", name), sustained) for sustained in (False, True)]
+
+
 OUTPUTS: dict[str, Callable[[str], Any]] = {
     "dram": outputs_of_memory, "links": outputs_of_link, "ssds": outputs_of_ssd, "gpus": outputs_of_gpu,
-    "cpus": outputs_of_cpu,
+    "cpus": outputs_of_cpu, "sides": outputs_of_side,
+    "chips": lambda name: Chip.from_entry(catalog.entry("chips", name)),
+    "mmus": lambda name: Translation.from_entry(catalog.entry("mmus", name)),
 }  # fmt: skip
 
 

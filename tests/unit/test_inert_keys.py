@@ -18,10 +18,21 @@ from hetmem.policy.balance import WindowRemap
 from hetmem.study.compare import attempt
 from hetmem.study.scenario import Scenario, scenario
 from hetmem.study.settings import with_settings
+from hetmem.system.h2m2 import H2m2
 from hetmem.workload import fixed
+from hetmem.workload.lognormal import lognormal
+
+
+class H2m2OnCxl(H2m2):
+    """On the other preset of a board with two sides."""
+
+    preset = "hbm3e-cxl"
+
 
 SMALL = fixed(40, 3, 2)
 NEURONS = fixed(32, 7, 1)
+DRAFTING = {"serving.tlp": 2, "serving.acceptance": "vicuna-7b-sps", "serving.draft_model": "llama-7b"}
+FULL = fixed(40, 3, 64)  # attention takes several rounds
 # Names that hold no number of the machine: identifiers, and what a run is fed rather than what it runs on.
 PROBES: dict[str, dict[str, Any]] = {
     "resident": {"system": "resident", "model": "llama2-13b"},
@@ -84,6 +95,55 @@ PROBES: dict[str, dict[str, Any]] = {
         "assumptions": "as-published",
         "dimm_preset": "paper-fit",
     },
+    "h2m2": {"system": "h2m2", "model": "opt-13b", "settings": {"serving.block_tokens": 1}},
+    "h2m2-walks": {
+        "system": "h2m2",
+        "model": "opt-13b",
+        "settings": {
+            "machine.paging.tlb_entries": 4000,
+            "machine.fast_chip.matrix.cores": 40,
+            "machine.slow_chip.matrix.cores": 40,
+        },
+    },
+    "h2m2-vectors": {
+        "system": "h2m2",
+        "model": "opt-6.7b",
+        "settings": {"machine.fast_chip.vector.lanes": 1, "machine.slow_chip.vector.lanes": 1},
+    },
+    "h2m2-passes": {
+        "system": "h2m2",
+        "model": "opt-6.7b",
+        "settings": {
+            "machine.fast_chip.scratchpad.buffer_bytes": 40_000,
+            "machine.slow_chip.scratchpad.buffer_bytes": 40_000,
+        },
+    },
+    "h2m2-cxl": {"system": H2m2OnCxl, "model": "opt-13b"},
+    "lpddr-only": {"system": "lpddr-only", "model": "opt-6.7b"},
+    "hierarchical": {"system": "hierarchical", "model": "opt-30b", "settings": {"machine.fast.capacity_bytes": 10**10}},
+    "multi-hbm": {"system": "multi-hbm", "model": "opt-13b"},
+    "papi": {"system": "papi", "model": "llama-65b", "settings": {"machine.papi.attention_law": "flat"}},
+    "papi-full": {"system": "papi", "model": "llama-65b", "workload": FULL},
+    "papi-alpha": {
+        "system": "papi",
+        "model": "llama-65b",
+        "workload": lognormal(40, 12, 0.8, 4),
+        "settings": {"machine.papi.alpha": 3, "machine.papi.hysteresis": 1},
+    },
+    "papi-level": {
+        "system": "papi",
+        "model": "llama-65b",
+        "workload": fixed(40, 20, 1),
+        "policies": {"speculation": "level"},
+        "settings": DRAFTING | {"serving.tlp": 9},
+    },
+    "papi-published": {"system": "papi", "model": "llama-65b", "assumptions": "as-published"},
+    "dgx": {"system": "dgx", "model": "llama-65b", "workload": FULL},
+    "dgx-attacc": {"system": "dgx-attacc", "model": "llama2-70b", "workload": FULL, "settings": DRAFTING},
+    **{
+        f"{name}-drafting": {"system": name, "model": "llama2-70b", "workload": FULL, "settings": DRAFTING}
+        for name in ("papi", "papi-pim-only", "a100-attacc", "a100-hbm-pim", "attacc-only")
+    },
     "hermes": {  # groups that their neighbours divide too; a window that ends within the run
         "system": "hermes",
         "model": "opt-13b",
@@ -107,7 +167,12 @@ PROBES: dict[str, dict[str, Any]] = {
         "policies": {"partition": "greedy"},
         "settings": {"activity.densities": "calibrated", "activity.group": 64},
     },
-    "powerinfer": {"system": "powerinfer", "model": "opt-13b", "workload": NEURONS, "policies": {"partition": "greedy"}},
+    "powerinfer": {
+        "system": "powerinfer",
+        "model": "opt-13b",
+        "workload": NEURONS,
+        "policies": {"partition": "greedy"},
+    },
     "powerinfer-published": {
         "system": "powerinfer",
         "model": "opt-13b",
@@ -119,7 +184,13 @@ PROBES: dict[str, dict[str, Any]] = {
     "deja-vu-published": {"system": "deja-vu", "model": "opt-13b", "workload": NEURONS, "assumptions": "as-published"},
 }
 
-BOUNDS = ("machine.dimm_link.peak_gbs", "machine.pcie.peak_gbs", "machine.gpu_link.peak_gbs", "assumptions.as-published.link_peak_gbs")
+BOUNDS = (
+    "machine.dimm_link.peak_gbs",
+    "machine.pcie.peak_gbs",
+    "machine.gpu_link.peak_gbs",
+    "machine.link.peak_gbs",
+    "assumptions.as-published.link_peak_gbs",
+)
 
 
 def _scenario(probe: str, path: str | None = None, value: Any = None) -> Scenario:
