@@ -1,7 +1,7 @@
 """How even is the work of the DIMMs with window-based remapping, and without?
 
-Hermes from a poor start, runs of neurons of like frequency dealt to the DIMMs at random, under each balancer: a table of
-the imbalance (most loaded DIMM over the mean) window by window and of the bytes moved, and a figure.
+Hermes from a poor start, runs of neurons of like frequency dealt to the DIMMs at random, under each balancer: a
+table of the imbalance (most loaded DIMM over the mean) window by window, the bytes moved, and a figure.
 
     python scenarios/hermes_balance.py --layers 16 --group 1 --out balance.png
 """

@@ -83,7 +83,8 @@ def activity_config(model: str) -> ActivityConfig:
     anchors = sparsity_anchors(model)
     return ActivityConfig(
         qkv=block_sparsity(anchors, "qkv"), mlp=block_sparsity(anchors, "mlp"),
-        calibrated_qkv=anchors.calibrated_qkv_density, calibrated_mlp=anchors.calibrated_mlp_density, mlp_predictor_share=anchors.mlp_predictor_share,
+        calibrated_qkv=anchors.calibrated_qkv_density, calibrated_mlp=anchors.calibrated_mlp_density,
+        mlp_predictor_share=anchors.mlp_predictor_share,
     )  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def correlated_units(fired: NDArray[np.bool_]) -> NDArray[np.int32]:
     Likeness is the Pearson correlation over the tokens of ``fired[token, layer, unit]``, ties by index; the first
     layer, which has none before it, is given its own units 0 and 1 (0 twice, of a single unit).
     """
-    n_tokens, n_layers, n = fired.shape
+    _, n_layers, n = fired.shape
     second = min(1, n - 1)
     best = np.zeros((n_layers, n, 2), dtype=np.int32)
     best[0, :, 1] = second

@@ -128,7 +128,7 @@ class WindowRemap:
 
 @frozen
 class OfflineOptimal:
-    """Places the units by what they are going to fire, longest first, links unlimited.
+    """Places the units that are going to fire, longest first, links unlimited; the others stay.
 
     A bound, not a mechanism: it reads the future. Longest-first is within 4/3 of the best placement, and
     within one unit's firings of the mean load.

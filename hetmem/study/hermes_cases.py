@@ -68,8 +68,7 @@ def measure_all(cases: Iterable[Case]) -> None:
     if not missing:
         return
     with ProcessPoolExecutor(min(len(missing), os.cpu_count() or 1)) as pool:
-        for case, found in zip(missing, pool.map(_attempt, missing), strict=True):
-            _KNOWN[case] = found
+        _KNOWN.update(zip(missing, pool.map(_attempt, missing), strict=True))
 
 
 def measured(case: Case) -> Measured | None:

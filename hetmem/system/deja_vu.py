@@ -1,11 +1,11 @@
 """``deja-vu``: the neurons that a step needs are copied to the GPU when it needs them (Deja Vu, ICML'23, offloaded).
 
-As Hermes (HPCA'25) adapts it: weights are in host memory, reached through unified memory at the rate of pageable copies;
-a trained predictor says which neurons of QKV and MLP are active, and they and the dense output projection are copied,
-layer by layer, nothing ahead. The predictor is taken to be right. A prompt needs all weights.
+As Hermes (HPCA'25) adapts it: weights are in host memory, reached through unified memory at the rate of pageable
+copies; a trained predictor says which neurons of QKV and MLP are active, and they and the dense output projection are
+copied, layer by layer, nothing ahead. The predictor is taken to be right. A prompt needs all weights.
 
-As published, computation is what its printed breakdown leaves for it, nothing stays on the GPU, and the printed times do
-not grow with the batch, so one sequence stands for all. Else the predictors are resident and read for every layer,
+As published, computation is what its printed breakdown leaves for it, nothing stays on the GPU, and the printed times
+do not grow with the batch, so one sequence stands for all. Else the predictors are resident and read for every layer,
 output projections stay while they fit, kernels are priced, and every sequence of the batch brings its neurons.
 """
 
@@ -27,7 +27,7 @@ from hetmem.system.neuron_feed import NeuronFeed
 from hetmem.system.offload import OffloadSystem
 from hetmem.system.ops import Op
 from hetmem.system.residency import fill
-from hetmem.system.sparse import NeuronModel, require_neurons, require_room
+from hetmem.system.sparse import NeuronModel, require_neurons, require_plain_decoding, require_room
 
 BUFFERS = 1
 
@@ -90,6 +90,7 @@ class DejaVu(OffloadSystem):
         return neurons + proj
 
     def plan(self, view: StepView) -> Plan:
+        require_plain_decoding(self, view)
         costs: dict[str, Cost] = {}
         if view.prefill is not None:
             costs |= self._prefill_costs(view.prefill)

@@ -12,7 +12,7 @@ paper), accuracy lost to dropped neurons. One DIMM-link port per DIMM: a move ho
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -38,7 +38,15 @@ from hetmem.system.neuron_placement import (
 )  # fmt: skip
 from hetmem.system.neuron_state import NeuronState, NeuronStep, Work
 from hetmem.system.ops import ATTENTION, Op
-from hetmem.system.sparse import NeuronModel, NeuronPlan, costs_of, hot_costs, require_neurons, require_room
+from hetmem.system.sparse import (
+    NeuronModel,
+    NeuronPlan,
+    costs_of,
+    hot_costs,
+    require_neurons,
+    require_plain_decoding,
+    require_room,
+)
 from hetmem.units import to_ps
 
 SLACK_SHARE = 1 / 32  # of a DIMM, kept free for neurons that move to it
@@ -51,7 +59,7 @@ class Hermes(NdpSystem):
     name = "hermes"
     summary = "hot neurons on the GPU, cold ones and attention on NDP-DIMMs, adjusted and rebalanced while decoding"
     has_neurons = True
-    roles = {
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "partition": tuple(PARTITIONS), "predictor": tuple(PREDICTORS), "adjustment": tuple(ADJUSTERS),
         "balance": tuple(BALANCERS),
     }  # fmt: skip
@@ -127,6 +135,7 @@ class Hermes(NdpSystem):
     # -- a step ------------------------------------------------------------------------------------------------
 
     def plan(self, view: StepView) -> NeuronPlan:
+        require_plain_decoding(self, view)
         costs: dict[str, Cost] = {}
         if view.prefill is not None:
             costs |= self.prefill_costs(view.prefill)

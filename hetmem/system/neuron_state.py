@@ -278,9 +278,9 @@ class NeuronState:
                 n = len(decision.unit)
                 parts.append((np.full(n, k), np.full(n, layer), decision.unit, decision.source, decision.target))
         moves = Moves(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-        moves = moves.where(self._fits(moves))
         if oracle or not len(moves):
             return {0: moves}
+        moves = moves.where(self._fits(moves))
         size = np.array([self.unit_bytes[b] for b in BLOCKS])[moves.block]
         port = moves.layer * self.n_dimms + moves.source
         by_port = np.argsort(port, kind="stable")

@@ -8,7 +8,7 @@ adjustment role says so. Ignored: trained predictors, which would take memory an
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,7 +26,15 @@ from hetmem.system.neuron_state import NeuronState, Work
 from hetmem.system.offload import OffloadSystem
 from hetmem.system.ops import ATTENTION, Op
 from hetmem.system.residency import beside_stream
-from hetmem.system.sparse import NeuronModel, NeuronPlan, costs_of, hot_costs, require_neurons, require_room
+from hetmem.system.sparse import (
+    NeuronModel,
+    NeuronPlan,
+    costs_of,
+    hot_costs,
+    require_neurons,
+    require_plain_decoding,
+    require_room,
+)
 from hetmem.system.stream import Stage, stream
 from hetmem.units import to_ps
 
@@ -39,7 +47,7 @@ class PowerInfer(OffloadSystem):
     name = "powerinfer"
     summary = "hot neurons on the GPU, cold ones and attention on the host's processor"
     has_neurons = True
-    roles: Mapping[str, tuple[str, ...]] = {  # type: ignore[misc]
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "partition": tuple(PARTITIONS), "predictor": tuple(PREDICTORS),
     }  # fmt: skip
 
@@ -61,7 +69,7 @@ class PowerInfer(OffloadSystem):
             policy(setup.policies.get("partition"), PARTITIONS), self.neurons.neurons, self.neurons.unit_bytes,
             self.neurons.config,
             Rates(
-                gpu_s_per_byte=1 / gpu_rate, dimm_s_per_byte=float(self._cpu_s(np.zeros(1), np.ones(1) * 1e9)[0][0]) * 1e-9,
+                gpu_s_per_byte=1 / gpu_rate, dimm_s_per_byte=1e-9 * self._cpu_s(np.zeros(1), np.full(1, 1e9))[0][0],
                 sync_s=self.config.sync_s, n_dimms=1, gpu_bytes=room - dense, dimm_bytes=self.host.capacity_bytes,
             ),
         )  # fmt: skip
@@ -104,6 +112,7 @@ class PowerInfer(OffloadSystem):
     # -- a step ------------------------------------------------------------------------------------------------
 
     def plan(self, view: StepView) -> NeuronPlan:
+        require_plain_decoding(self, view)
         costs: dict[str, Cost] = {}
         if view.prefill is not None:
             costs |= self._prefill_costs(view.prefill)

@@ -1,4 +1,4 @@
-"""What systems with hot and cold neurons share: the units of a model, their state, and what the GPU computes of them."""
+"""What systems with hot and cold neurons share: the units of a model, and what the GPU computes of them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from attrs import field, frozen
 from numpy.typing import NDArray
 
 from hetmem.engine.graph import Cost, Handle
-from hetmem.engine.step import Plan
+from hetmem.engine.step import Plan, StepView
 from hetmem.errors import CapacityError, UnsupportedError
 from hetmem.hardware.gpu import GpuSpec
 from hetmem.model.activity_config import BLOCKS, Neurons, neuron_counts, neurons
@@ -73,6 +73,14 @@ def require_neurons(system: System, setup: Setup) -> None:
         raise UnsupportedError(system.name, f"needs the activation sparsity of {setup.model.id}, which is not known")
 
 
+def require_plain_decoding(system: System, view: StepView) -> None:
+    """Raise :class:`UnsupportedError` for a step that verifies drafts: how alike their neurons are is not known."""
+    if view.decode is not None and view.decode.tokens != view.decode.sequences:
+        raise UnsupportedError(
+            system.name, "decodes one token of a sequence at a time; the activity of drafts is not known"
+        )
+
+
 def require_room(name: str, asked: int, room: int, capacity: int) -> None:
     """Raise :class:`CapacityError` when what must be resident leaves nothing for neurons."""
     if asked > room:
@@ -82,7 +90,7 @@ def require_room(name: str, asked: int, room: int, capacity: int) -> None:
 def hot_costs(
     gpu: GpuSpec, dtype: str, model: NeuronModel, block: str, work: Work, activation_bytes: float
 ) -> tuple[list[Cost], list[Cost]]:
-    """Return the compute and the memory leg of the GPU's part of a block, a layer each; nothing where it has no part."""
+    """Return the compute and the memory leg of the GPU's part of a block, a layer each; nothing where it has none."""
     units = work.units[:, 0]
     n_bytes = units * model.unit_bytes[block] + np.where(units > 0, activation_bytes, 0.0)
     flops = 2.0 * work.macs[:, 0] * model.macs_per_unit[block]
