@@ -66,6 +66,11 @@ class Assumptions:
         Whether neuron offloading takes the rates and the composition that its paper implies.
     attacc_accounting
         Whether GPUs with PIM stacks follow the accounts of AttAcc's simulator; measured efficiencies otherwise.
+    cpu_gbs
+        Bytes per second, in GB/s, at which the host's processor computes; None where its own law holds.
+    deja_vu_communication
+        The share of its time that Deja Vu spends on copies, all else being computation; nothing of it is resident
+        then, and a batch shares all its neurons. None where its kernels, memory and batch are modelled.
     """
 
     name: str
@@ -89,6 +94,8 @@ class Assumptions:
     static_power: bool = False
     neurons_published: bool = False
     attacc_accounting: bool
+    cpu_gbs: float | None = field(default=None, validator=optional(gt(0)))
+    deja_vu_communication: float | None = field(default=None, validator=optional(gt(0)))
 
 
 @frozen(kw_only=True)
@@ -150,7 +157,9 @@ class MachineConfig:
         The GPUs' tile law, the attention stacks, and the options of PAPI's and AttAcc's systems.
     sync_s
         One hop of a host-issued synchronisation between GPU and DIMMs.
-    prefill_streams_all, flexgen_resident
+    dimm_link
+        The links between NDP-DIMMs; each DIMM has the port of one.
+    prefill_streams_all, flexgen_resident, cpu_gbs, deja_vu_communication
         See :class:`Assumptions`.
     base_w
         Watts of everything else in the node; None is not counted.
@@ -174,9 +183,12 @@ class MachineConfig:
     pim: PimConfig | None = None
     papi: PapiConfig | None = None
     attacc: AttAccConfig | None = None
+    dimm_link: Link | None = None
     sync_s: float = field(default=0.0, validator=ge(0))
     prefill_streams_all: bool
     flexgen_resident: bool
+    cpu_gbs: float | None = field(default=None, validator=optional(gt(0)))
+    deja_vu_communication: float | None = field(default=None, validator=optional([gt(0), le(1)]))
     base_w: float | None = field(default=None, validator=optional(ge(0)))
 
     def __attrs_post_init__(self) -> None:
@@ -206,6 +218,7 @@ class MachinePreset:
     cpu: str | None = None
     ssd: str | None = None
     dimm: bool = False
+    dimm_link: str | None = None
     host_device: str | None = None
     host_channels: int = 1
     host_capacity_bytes: int = 0
@@ -309,9 +322,12 @@ def gpu_machine(
         dimm=ndp,
         neurons=None if parts.neurons is None else neurons(parts.neurons, published=belief.neurons_published),
         **(_pim_parts(parts, belief) if parts.tiled else {}),
+        dimm_link=None if parts.dimm_link is None else link(parts.dimm_link),
         sync_s=parts.sync_s,
         prefill_streams_all=belief.prefill_streams_all,
         flexgen_resident=belief.flexgen_resident,
+        cpu_gbs=belief.cpu_gbs,
+        deja_vu_communication=belief.deja_vu_communication,
         base_w=parts.base_w,
     )
     return _static(built) if belief.static_power else built

@@ -64,14 +64,15 @@ def reproductions() -> dict[str, Reproduction]:
     """Return every reproduction by name."""
     from hetmem.study.reproduce_attacc import attacc
     from hetmem.study.reproduce_h2m2 import h2m2
+    from hetmem.study.reproduce_hermes import hermes
     from hetmem.study.reproduce_hermes_baselines import hermes_baselines
     from hetmem.study.reproduce_laws import dram, links
     from hetmem.study.reproduce_m2cache import m2cache
     from hetmem.study.reproduce_papi import papi
 
     return {
-        "hermes-baselines": hermes_baselines, "h2m2": h2m2, "papi": papi, "attacc": attacc, "m2cache": m2cache,
-        "dram": dram, "links": links,
+        "hermes-baselines": hermes_baselines, "hermes": hermes, "h2m2": h2m2, "papi": papi, "attacc": attacc,
+        "m2cache": m2cache, "dram": dram, "links": links,
     }  # fmt: skip
 
 

@@ -32,6 +32,12 @@ def _run(system: str, model: str, batch: int, assumptions: str, preset: str | No
     )
 
 
+def baseline_tokens_per_s(system: str, model: str, batch: int, assumptions: str) -> float:
+    """Return the throughput of one of the three baselines, ``ndp-dimm`` with the DIMM preset ``paper-fit``."""
+    preset = "paper-fit" if system == "ndp-dimm" else None
+    return _run(system, model, batch, assumptions, preset).tokens_per_s
+
+
 def _row(
     quantity: str, system: str, model: str, batch: int, paper: float | None, *, preset: str | None = None,
     tolerance: float | tuple[float, float] | None = None, fitted: bool = False, note: str = "",

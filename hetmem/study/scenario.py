@@ -7,11 +7,13 @@ from typing import Any
 import attrs
 from attrs import field, frozen, validators
 
+from hetmem import catalog
 from hetmem.errors import ConfigError, UnknownNameError
 from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.config import ASSUMPTIONS, MachineConfig, machine
 from hetmem.hardware.ndp import PRESETS
 from hetmem.model import FP16, ModelSpec, Precision, load_model
+from hetmem.model.activity_config import ActivityConfig, activity_config
 from hetmem.policy.batching import ContinuousBatch, FirstComeFirstServed, ShortestPromptFirst, StaticBatch
 from hetmem.policy.speculation import FixedLength, LevelTokens
 from hetmem.study.footprint import Accounting, accounting
@@ -77,6 +79,7 @@ class Configuration:
     machine: MachineConfig | BoardConfig
     serving: Serving
     accounting: Accounting
+    activity: ActivityConfig | None = None
 
 
 @frozen(kw_only=True)
@@ -150,10 +153,20 @@ class Scenario:
             token_budget=None if self.batching() == "static" else DEFAULT_TOKEN_BUDGET,
         )
         tree = Configuration(
-            model=self.model, precision=self.precision, machine=given, serving=serving, accounting=accounting(self.grid)
+            model=self.model,
+            precision=self.precision,
+            machine=given,
+            serving=serving,
+            accounting=accounting(self.grid),
+            activity=self._activity(),
         )
         resolved: Configuration = with_settings(tree, self.settings)
         return resolved
+
+    def _activity(self) -> ActivityConfig | None:
+        """Return the activity of the model's neurons, where the system asks for it and it is known."""
+        known = self.system.has_neurons and self.model.id in catalog.ids("sparsity")
+        return activity_config(self.model.id) if known else None
 
 
 def scenario(

@@ -107,6 +107,7 @@ def run_scenario(
             min(config.serving.batch * longest, config.serving.token_budget or 1 << 62),
             asked.seed,
             draft_model(config),
+            config.activity,
         )
     )
     drafts = speculation(asked, config)

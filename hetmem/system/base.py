@@ -19,6 +19,7 @@ from hetmem.hardware.config import MachineConfig
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine
 from hetmem.model import ModelSpec, Precision
+from hetmem.model.activity_config import ActivityConfig
 from hetmem.monitor.table import Table
 
 
@@ -49,6 +50,7 @@ class Setup:
     step_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
     seed: int = 0
     draft: ModelSpec | None = None
+    activity: ActivityConfig | None = None
 
 
 class System(ABC):
@@ -72,6 +74,8 @@ class System(ABC):
     needs_contexts: ClassVar[bool] = False
     #: Whether it can run a draft model.
     drafts: ClassVar[bool] = False
+    #: Whether it makes use of activation sparsity, so that neurons and their activity matter.
+    has_neurons: ClassVar[bool] = False
 
     def __init__(self, setup: Setup) -> None:
         if self.moe_only and not setup.model.n_experts:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 
+from hetmem.hardware.config import MachineConfig
+
 FULLY_CONNECTED = ("qkv", "proj", "router", "up", "down")
 
 
@@ -38,3 +40,12 @@ def kinds(layers: Sequence[frozenset[str]], unroll: bool) -> list[LayerKind]:
         else:
             runs.append(LayerKind(f"l{layer}", 1, resident))
     return runs
+
+
+def beside_stream(config: MachineConfig, layer_bytes: int, head_bytes: int, buffers: int) -> int:
+    """Return the GPU memory left for resident layers beside the head and ``buffers`` layers that stream through.
+
+    A limit that a paper gives for weights is taken as it is, buffers not counted.
+    """
+    limit, usable = config.gpu_weight_bytes, config.gpu_usable_bytes
+    return (usable - buffers * layer_bytes if limit is None else min(usable, int(limit))) - head_bytes

@@ -8,6 +8,7 @@
 """
 
 from hetmem.testing import mapping as _mapping  # noqa: F401 - registers its role
+from hetmem.testing import neuron_roles
 from hetmem.testing import parallelism as _parallelism  # noqa: F401 - registers its roles
 from hetmem.testing.conformance import check_policy, checks_for, parametrize_with_checks
 from hetmem.testing.device import DeviceUnderTest
@@ -25,6 +26,7 @@ __all__ = [
     "check_policy",
     "checks_for",
     "drive",
+    "neuron_roles",
     "parametrize_with_checks",
     "register_role",
     "role_of",

@@ -14,6 +14,7 @@ import pytest
 import hetmem
 from hetmem import catalog
 from hetmem.errors import HetmemError
+from hetmem.policy.balance import WindowRemap
 from hetmem.study.compare import attempt
 from hetmem.study.scenario import Scenario, scenario
 from hetmem.study.settings import with_settings
@@ -31,6 +32,7 @@ class H2m2OnCxl(H2m2):
 SMALL = fixed(40, 3, 2)
 DRAFTING = {"serving.tlp": 2, "serving.acceptance": "vicuna-7b-sps", "serving.draft_model": "llama-7b"}
 FULL = fixed(40, 3, 64)  # attention takes several rounds
+NEURONS = fixed(32, 7, 1)
 # Names that hold no number of the machine: identifiers, and what a run is fed rather than what it runs on.
 PROBES: dict[str, dict[str, Any]] = {
     "resident": {"system": "resident", "model": "llama2-13b"},
@@ -195,12 +197,51 @@ PROBES: dict[str, dict[str, Any]] = {
         f"{name}-drafting": {"system": name, "model": "llama2-70b", "workload": FULL, "settings": DRAFTING}
         for name in ("papi", "papi-pim-only", "a100-attacc", "a100-hbm-pim", "attacc-only")
     },
+    "hermes": {  # groups that their neighbours divide too; a window that ends within the run
+        "system": "hermes",
+        "model": "opt-13b",
+        "workload": NEURONS,
+        "policies": {"partition": "random", "balance": WindowRemap(window=2)},
+        "settings": {"activity.group": 5, "activity.partition_group": 20},
+    },
+    "hermes-published": {
+        "system": "hermes",
+        "model": "opt-13b",
+        "workload": NEURONS,
+        "assumptions": "as-published",
+        "dimm_preset": "paper-fit",
+        "policies": {"partition": "greedy"},
+        "settings": {"activity.group": 1, "activity.partition_group": 5},
+    },
+    "hermes-calibrated": {
+        "system": "hermes",
+        "model": "opt-66b",
+        "workload": fixed(16, 3, 1),
+        "policies": {"partition": "greedy"},
+        "settings": {"activity.densities": "calibrated", "activity.group": 64},
+    },
+    "powerinfer": {
+        "system": "powerinfer",
+        "model": "opt-13b",
+        "workload": NEURONS,
+        "policies": {"partition": "greedy"},
+    },
+    "powerinfer-published": {
+        "system": "powerinfer",
+        "model": "opt-13b",
+        "workload": NEURONS,
+        "assumptions": "as-published",
+        "policies": {"partition": "greedy"},
+    },
+    "deja-vu": {"system": "deja-vu", "model": "opt-13b", "workload": NEURONS},
+    "deja-vu-published": {"system": "deja-vu", "model": "opt-13b", "workload": NEURONS, "assumptions": "as-published"},
 }
 
 BOUNDS = (
     "machine.pcie.peak_gbs",
     "machine.gpu_link.peak_gbs",
     "machine.link.peak_gbs",
+    "machine.dimm_link.peak_gbs",
     "assumptions.as-published.link_peak_gbs",
 )
 

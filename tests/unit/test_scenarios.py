@@ -18,8 +18,18 @@ SMALL = {
     "papi_gains": ["--models", "llama-65b", "--batches", "4", "--tlps", "4", "2", "--baselines", "attacc-only"],
     "fixed_layers": ["--cases", "2:0.5", "4:0.75", "--windows", "1", "2", "--layers", "8"],
     "old_hardware": ["--model", "opt-6.7b", "--demands", "0.01", "1", "--requests", "2"],
+    "hermes_throughput": ["--model", "opt-13b", "--prompt", "8", "--output", "2"],
+    "hermes_ablation": ["--model", "opt-13b", "--output", "2"],
+    "hermes_balance": ["--model", "opt-13b", "--layers", "2", "--group", "16", "--output", "12"],
+    "hermes_breakdown": ["--model", "opt-13b", "--prompt", "8", "--output", "2"],
+    "papi_decay": ["--model", "llama-7b", "--batches", "4", "2", "--mean", "8"],
+    "papi_gains": ["--models", "llama-65b", "--batches", "4", "--tlps", "4", "2", "--baselines", "attacc-only"],
 }
 PRINTED = {
+    "hermes_throughput": ("hermes", "powerinfer", "deja-vu", "as-published", "fair", "paper-fit"),
+    "hermes_ablation": ("random", "token-adjustment", "full", "speedup", "as-published", "paper-fit"),
+    "hermes_balance": ("window", "round-robin", "offline-optimal", "MB moved per layer and token"),
+    "hermes_breakdown": ("prefill", "decode", "dimm0.link", "as-published", "fair", "datasheet"),
     "attacc_breakdown": ("dgx", "naive", "pipelined", "full", "iteration (ms)"),
     "papi_decay": ("static, decaying", "continuous", "static, equal outputs", "gain in energy"),
     "papi_gains": ("alpha", "attacc-only energy"),

@@ -1,0 +1,85 @@
+"""How even is the work of the DIMMs with window-based remapping, and without?
+
+Hermes from a poor start, runs of neurons of like frequency dealt to the DIMMs at random, under each balancer: a
+table of the imbalance (most loaded DIMM over the mean) window by window, the bytes moved, and a figure.
+
+    python scenarios/hermes_balance.py --layers 16 --group 1 --out balance.png
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+import hetmem
+from hetmem import HetmemError, plot
+from hetmem.study.run import Run
+from hetmem.system.neuron_placement import BALANCERS
+
+
+def balanced(model: str, layers: int, group: int, run_of: int, output: int) -> dict[str, Run]:
+    """Return a run per balancer, of the first ``layers`` layers with their share of the GPU."""
+    whole = hetmem.load_model(model)
+    head = 2 * whole.vocab * whole.d_model
+    share = head + (20e9 - head) * layers / whole.n_layers
+    settings = {
+        "model.n_layers": layers, "machine.gpu_weight_bytes": share, "activity.group": group,
+        "activity.partition_group": run_of,
+    }  # fmt: skip
+    return {
+        name: hetmem.simulate(
+            "hermes", model=model, workload=hetmem.fixed(128, output, 1), assumptions="as-published",
+            dimm_preset="paper-fit", settings=settings, policies={"partition": "random", "balance": name},
+        )
+        for name in BALANCERS
+    }  # fmt: skip
+
+
+def table(runs: dict[str, Run]) -> pd.DataFrame:
+    """Return the imbalance of the MLP per window, a column per balancer."""
+    columns = {}
+    for name, run in runs.items():
+        windows = run.tables["windows"].to_pandas()
+        columns[name] = windows[windows.block == "mlp"].imbalance.reset_index(drop=True)
+    return pd.DataFrame(columns).rename_axis("window")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run, print the table and write the figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="llama2-70b")
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--group", type=int, default=1, help="neurons handled as one")
+    parser.add_argument("--run", type=int, default=512, help="neurons of like frequency on one DIMM at the start")
+    parser.add_argument("--output", type=int, default=82)
+    parser.add_argument("--out", type=Path, default=Path("out/hermes_balance.png"), help="where the figure goes")
+    args = parser.parse_args(argv)
+    try:
+        runs = balanced(args.model, args.layers, args.group, args.run, args.output)
+    except HetmemError as error:
+        parser.error(str(error))
+    frame = table(runs)
+    print("as-published, paper-fit; most loaded DIMM over the mean, cold MLP neurons")
+    print(frame.to_string(float_format="{:.2f}".format))
+    for name, run in runs.items():
+        moved = run.tables["neurons"].column("moved_bytes").sum() / (args.output - 1) / args.layers
+        print(f"{name}: {run.tokens_per_s:.1f} tokens/s, {moved / 1e6:.2f} MB moved per layer and token")
+    with plot.style():
+        fig, ax = plt.subplots(figsize=(6.4, 3.4))
+        for name in frame:
+            ax.plot(frame.index, frame[name], marker="o", markersize=3, label=name)
+        ax.axhline(1.0, color="0.6", linewidth=0.8)
+        ax.set_xlabel("window")
+        ax.set_ylabel("most loaded DIMM / mean")
+        ax.set_title(f"{args.model}, {args.layers} layers")
+        ax.legend(title="balancer")
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        fig.savefig(args.out)
+    plt.close(fig)
+    print(f"figure: {args.out}")
+
+
+if __name__ == "__main__":
+    main()
