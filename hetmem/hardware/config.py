@@ -5,6 +5,8 @@ A preset (``machines.toml``) says which parts; the catalogue gives their numbers
 for every system.
 """
 
+from functools import cached_property
+
 from attrs import evolve, field, frozen
 from attrs.validators import ge, gt, in_, optional
 
@@ -14,6 +16,7 @@ from hetmem.errors import ConfigError
 from hetmem.hardware.cpu import CpuSpec, cpu
 from hetmem.hardware.dram import MAPPINGS, MemorySystem, memory
 from hetmem.hardware.gpu import GpuSpec, gpu
+from hetmem.hardware.gpu_law import IDEAL, GpuLaw, gpu_law
 from hetmem.hardware.link import Link, LinkPath, link
 from hetmem.hardware.ndp import NdpDimms, ndp_dimms
 from hetmem.hardware.ssd import Ssd, ssd
@@ -108,6 +111,11 @@ class MachineConfig:
     ----------
     gpu, gpus, gpu_link
         The GPU, how many, and the link between them.
+    stack
+        The software stack whose kernel times hold (None: the GPU's default), or ``ideal``: kernels at peak rates,
+        the slower of compute and memory, with no launch overhead.
+    stages
+        Pipeline stages; the GPUs of a stage share its layers by tensor parallelism.
     gpu_usable, gpu_weight_bytes
         Fraction of GPU memory in use, and the bytes of it that weights may take (None: what is left).
     pcie, prefill_gbs, pageable_copies
@@ -124,7 +132,9 @@ class MachineConfig:
     """
 
     gpu: GpuSpec
+    stack: str | None = None
     gpus: int = field(default=1, validator=ge(1))
+    stages: int = field(default=1, validator=ge(1))
     gpu_link: Link
     gpu_usable: float = field(validator=gt(0))
     gpu_weight_bytes: float | None = field(default=None, validator=optional(gt(0)))
@@ -143,6 +153,18 @@ class MachineConfig:
     def __attrs_post_init__(self) -> None:
         if self.gpu_usable > 1:
             raise ValueError(f"gpu_usable must be at most 1, not {self.gpu_usable}")
+        if self.gpus % self.stages:
+            raise ValueError(f"{self.gpus} GPUs cannot be shared by {self.stages} stages alike")
+
+    @cached_property
+    def gpu_law(self) -> GpuLaw:
+        """The times of GPU kernels."""
+        return gpu_law(self.gpu, self.stack)
+
+    @property
+    def shards(self) -> int:
+        """GPUs that share a layer: the degree of tensor parallelism."""
+        return self.gpus // self.stages
 
     @property
     def gpu_usable_bytes(self) -> int:
@@ -184,7 +206,8 @@ def assumptions(name: str) -> Assumptions:
 
 def machine(
     preset: str, assumed: str = "fair", *, gpu_id: str | None = None, gpus: int | None = None,
-    dimms: int | None = None, multipliers: int | None = None, dimm_preset: str = "datasheet",
+    dimms: int | None = None, multipliers: int | None = None, dimm_preset: str = "datasheet", stack: str | None = None,
+    stages: int = 1,
 ) -> MachineConfig:  # fmt: skip
     """Return the machine of ``preset`` under the assumption set ``assumed``.
 
@@ -196,6 +219,10 @@ def machine(
         Another number of NDP-DIMMs, and of multipliers on each.
     dimm_preset
         ``"datasheet"`` or ``"paper-fit"``.
+    stack
+        The software stack whose kernel times hold, where the assumption set has no say in it.
+    stages
+        Pipeline stages that the GPUs form.
 
     Raises
     ------
@@ -218,6 +245,8 @@ def machine(
         )  # fmt: skip
     return MachineConfig(
         gpu=card,
+        stack=IDEAL if belief.ideal_gpu else stack,
+        stages=stages,
         gpus=parts.gpus if gpus is None else gpus,
         gpu_link=link(card.peer_link),
         gpu_usable=belief.gpu_usable,
@@ -237,15 +266,11 @@ def machine(
 
 
 def _believed_gpu(card: GpuSpec, belief: Assumptions) -> GpuSpec:
-    card = evolve(
+    return evolve(
         card,
         memory_gbs=belief.gpu_bandwidth_gbs.get(card.name, card.memory_gbs),
         fp16_tflops=belief.gpu_fp16_tflops.get(card.name, card.fp16_tflops),
     )
-    if belief.ideal_gpu:
-        return card.ideal()
-    # A fit constant above what a stream achieves is a compensation, not a bandwidth.
-    return evolve(card, memory_efficiency=min(card.memory_efficiency, card.stream_efficiency))
 
 
 def _believed_link(found: Link, belief: Assumptions) -> Link:

@@ -19,6 +19,7 @@ from hetmem.hardware.kernel_law import (
     DecodeAttentionLaw,
     ElementwiseLaw,
     GemmLaw,
+    MixedAttentionLaw,
     Number,
     Peaks,
     PrefillAttentionLaw,
@@ -31,7 +32,7 @@ from hetmem.hardware.kernel_law import (
 )
 
 _ELEMENT_BYTES = {"fp16": 2.0, "bf16": 2.0, "int8": 1.0}
-KERNELS = ("gemm", "decode_attention", "prefill_attention", "elementwise")
+KERNELS = ("gemm", "decode_attention", "prefill_attention", "mixed_attention", "elementwise")
 
 
 @frozen
@@ -51,7 +52,7 @@ class KernelLaws:
     ----------
     smooth_gemm, tiled_gemm : law or None
         At most one of them.
-    decode_attention, prefill_attention : law or None
+    decode_attention, prefill_attention, mixed_attention : law or None
     elementwise : dict of law
         By kernel: ``norm``, ``rotary``, ``activation``; ``add`` where the norm does not add the residual,
         ``qk_norm`` where queries and keys are normalised.
@@ -66,6 +67,7 @@ class KernelLaws:
     tiled_gemm: TiledGemmLaw | None = None
     decode_attention: DecodeAttentionLaw | None = None
     prefill_attention: PrefillAttentionLaw | None = None
+    mixed_attention: MixedAttentionLaw | None = None
     elementwise: dict[str, ElementwiseLaw] = field(factory=dict)
     like: str = ""
     errors: dict[str, StatedError] = field(factory=dict)

@@ -15,6 +15,7 @@ relate to the datasheet peaks in :class:`Peaks`, so a law moves to another GPU w
 law but the elementwise one is at or above the roofline.
 """
 
+import math
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -22,6 +23,8 @@ import numpy as np
 from attrs import field, frozen
 from attrs.validators import and_, ge, gt, in_, le
 from numpy.typing import NDArray
+
+from hetmem.hardware.roofline import roofline, smooth_max
 
 Array: TypeAlias = NDArray[Any]
 Number: TypeAlias = Any  # a scalar or an array; arguments broadcast
@@ -117,9 +120,15 @@ class SmoothGemmLaw:
     def seconds(self, peaks: Peaks, m: Number, n: Number, k: Number) -> Number:
         """Return seconds for ``m`` tokens, ``n`` outputs and ``k`` inputs (broadcast)."""
         m, n, k = _floats(m, n, k)
-        compute = 2 * m * n * k / (self.compute_efficiency * peaks.flops)
-        memory = gemm_bytes(peaks, m, n, k) / (self.memory_efficiency * peaks.bandwidth_bytes_s)
-        return self.launch_us * _US + _soft_max(compute, memory, self.sharpness)
+        return self.grouped_s(peaks, m, n, k, gemm_bytes(peaks, m, n, k), 1.0)
+
+    def grouped_s(self, peaks: Peaks, m: Number, n: Number, k: Number, moved_bytes: Number, groups: Number) -> Number:
+        """Return seconds of ``groups`` such products in one launch, which move ``moved_bytes`` together."""
+        return self.shapeless_s(peaks, 2 * m * n * k * groups, moved_bytes)
+
+    def shapeless_s(self, peaks: Peaks, flops: Number, moved_bytes: Number) -> Number:
+        """Return seconds of linear work of which only operations and bytes are known."""
+        return _shapeless_s(self, peaks, flops, moved_bytes)
 
 
 @frozen
@@ -142,20 +151,39 @@ class TiledGemmLaw:
     def seconds(self, peaks: Peaks, m: Number, n: Number, k: Number) -> Number:
         """Return seconds for ``m`` tokens, ``n`` outputs and ``k`` inputs (broadcast)."""
         m, n, k = _floats(m, n, k)
+        return self.grouped_s(peaks, m, n, k, gemm_bytes(peaks, m, n, k), 1.0)
+
+    def grouped_s(self, peaks: Peaks, m: Number, n: Number, k: Number, moved_bytes: Number, groups: Number) -> Number:
+        """Return seconds of ``groups`` such products in one launch, which move ``moved_bytes`` together.
+
+        The tiles of all groups share the waves.
+        """
         axes = (1,) * np.broadcast(m, n, k).ndim
         rows, columns = (_TILES[:, i].reshape(-1, 1, *axes) for i in (0, 1))
         splits = _SPLIT_K.reshape(1, -1, *axes)
-        waves = np.ceil(np.ceil(m / rows) * np.ceil(n / columns) * splits / peaks.processors)
+        waves = np.ceil(np.ceil(m / rows) * np.ceil(n / columns) * splits * groups / peaks.processors)
         rate = self.compute_efficiency * np.minimum(1.0, rows * columns / _FULL_TILE) ** self.tile_penalty
         # all processors of a wave take the time of one tile, whether they have one or not
         tile_flops = 2 * rows * columns * (k / splits + self.pipeline_depth)
         tile = tile_flops / (peaks.flops / peaks.processors * rate)
         compute = np.min(waves * tile + self.split_us * _US * (splits > 1), axis=(0, 1))
-        memory = gemm_bytes(peaks, m, n, k) / (self.memory_efficiency * peaks.bandwidth_bytes_s)
-        return self.launch_us * _US + _soft_max(compute, memory, self.sharpness)
+        memory = moved_bytes / (self.memory_efficiency * peaks.bandwidth_bytes_s)
+        return self.launch_us * _US + smooth_max(compute, memory, self.sharpness)
+
+    def shapeless_s(self, peaks: Peaks, flops: Number, moved_bytes: Number) -> Number:
+        """Return seconds of linear work of which only operations and bytes are known: no tiles, no waves."""
+        return _shapeless_s(self, peaks, flops, moved_bytes)
 
 
 GemmLaw: TypeAlias = SmoothGemmLaw | TiledGemmLaw
+
+
+def _shapeless_s(law: GemmLaw, peaks: Peaks, flops: Number, moved_bytes: Number) -> Number:
+    return roofline(
+        flops, moved_bytes, peak_flops=peaks.flops, peak_gbs=peaks.bandwidth_bytes_s * 1e-9,
+        compute_efficiency=law.compute_efficiency, memory_efficiency=law.memory_efficiency,
+        launch_s=law.launch_us * _US, smooth_q=law.sharpness,
+    ).total_s  # fmt: skip
 
 
 @frozen
@@ -189,12 +217,12 @@ class DecodeAttentionLaw:
     ) -> Number:
         """Return seconds for ``batch`` sequences of ``kv_tokens`` each (broadcast; heads of one GPU)."""
         batch, q_heads, kv_heads, head_dim, kv_tokens = _floats(batch, q_heads, kv_heads, head_dim, kv_tokens)
-        rows = np.select([head_dim <= 64, head_dim <= 128], [256.0, 128.0], 64.0)  # KV rows of a block
-        units, blocks = batch * kv_heads, np.ceil(kv_tokens / rows)
+        rows = _choose(head_dim <= 64, 256.0, _choose(head_dim <= 128, 128.0, 64.0))  # KV rows of a block
+        units, blocks = batch * kv_heads, _ceil(kv_tokens / rows)
         grouped = q_heads > kv_heads
-        splits = np.where(grouped, _splits(units, blocks, _SPLIT_SLOTS * peaks.processors), 1.0)
+        splits = _choose(grouped, _splits(units, blocks, _SPLIT_SLOTS * peaks.processors), 1.0)
         waves, resident = _occupancy(units * splits, peaks.processors, self.blocks_per_processor)
-        streamed = np.ceil(blocks / splits) * rows * 2 * peaks.element_bytes * head_dim
+        streamed = _ceil(blocks / splits) * rows * 2 * peaks.element_bytes * head_dim
         serial = waves * resident * streamed / (self.processor_gbs * _G)
         moved = decode_attention_bytes(peaks, batch, q_heads, kv_heads, head_dim, kv_tokens)
         memory = moved / (self.memory_efficiency * peaks.bandwidth_bytes_s)
@@ -204,7 +232,7 @@ class DecodeAttentionLaw:
             + self.combine_us * (splits > 1)
             + self.unit_us * units
         )
-        return overhead_us * _US + _soft_max(memory, serial, self.sharpness)
+        return overhead_us * _US + smooth_max(memory, serial, self.sharpness)
 
 
 @frozen
@@ -230,18 +258,42 @@ class PrefillAttentionLaw:
     ) -> Number:
         """Return seconds for ``chunk`` new tokens of one sequence after ``cached`` ones (broadcast)."""
         chunk, cached, q_heads, kv_heads, head_dim = _floats(chunk, cached, q_heads, kv_heads, head_dim)
-        tiles, keys = q_heads * np.ceil(chunk / _QUERY_TILE), cached + chunk
-        splits = np.ones(())
+        tiles, keys = q_heads * _ceil(chunk / _QUERY_TILE), cached + chunk
+        splits: Number = 1.0
         if self.splits_kv:
-            splits = _splits(tiles, np.ceil(keys / _SPLIT_BLOCK), _SPLIT_SLOTS * peaks.processors)
+            splits = _splits(tiles, _ceil(keys / _SPLIT_BLOCK), _SPLIT_SLOTS * peaks.processors)
         waves, _ = _occupancy(tiles * splits, peaks.processors, 1)
-        mean_own = np.minimum(chunk, (chunk + _QUERY_TILE) / 2)  # own keys that a tile sees, on average
+        mean_own = _least(chunk, (chunk + _QUERY_TILE) / 2)  # own keys that a tile sees, on average
         seen = waves * (cached + self.diagonal_work * mean_own) + self.diagonal_work * (chunk - mean_own)
         rate = self.compute_efficiency * peaks.flops / peaks.processors
         compute = 4 * _QUERY_TILE * head_dim * seen / splits / rate
         moved = prefill_attention_bytes(peaks, chunk, cached, q_heads, kv_heads, head_dim)
         overhead_us = self.launch_us + self.wave_us * waves + self.combine_us * (splits > 1)
-        return overhead_us * _US + np.maximum(compute, moved / peaks.bandwidth_bytes_s)
+        return overhead_us * _US + _most(compute, moved / peaks.bandwidth_bytes_s)
+
+
+@frozen
+class MixedAttentionLaw:
+    """One kernel over a prefill chunk and decodes together: slower than the two alone, one after the other.
+
+    ``prefill_share`` of the time of the prefill alone, ``decode_us`` per decoding sequence, their KV at
+    ``memory_efficiency``, and ``serial_us`` per 1000 tokens of a sequence's KV, which such a kernel does not split.
+    """
+
+    prefill_share: float = field(validator=_POSITIVE)
+    decode_us: float = field(validator=_TIME)
+    memory_efficiency: float = field(validator=_SHARE)
+    serial_us: float = field(validator=_TIME)
+
+    def seconds(
+        self, peaks: Peaks, prefill_s: Number, batch: Number, q_heads: Number, kv_heads: Number, head_dim: Number,
+        kv_tokens: Number,
+    ) -> Number:  # fmt: skip
+        """Return seconds with ``batch`` decodes of ``kv_tokens`` each beside a prefill of ``prefill_s`` alone."""
+        moved = decode_attention_bytes(peaks, batch, q_heads, kv_heads, head_dim, kv_tokens)
+        streamed = moved / (self.memory_efficiency * peaks.bandwidth_bytes_s)
+        late = (self.decode_us * batch + self.serial_us * kv_tokens / 1000) * _US
+        return self.prefill_share * prefill_s + late + streamed
 
 
 @frozen
@@ -260,29 +312,49 @@ class ElementwiseLaw:
     def seconds(self, peaks: Peaks, moved_bytes: Number) -> Number:
         """Return seconds for ``moved_bytes`` read and written."""
         (moved,) = _floats(moved_bytes)
-        warm = np.minimum(moved, self.cache_share * peaks.l2_bytes)
+        warm = _least(moved, self.cache_share * peaks.l2_bytes)
         weighted = warm / self.cache_efficiency + (moved - warm) / self.memory_efficiency
         return self.launch_us * _US + weighted / peaks.bandwidth_bytes_s
 
 
-def _floats(*values: Number) -> tuple[Array, ...]:
+# One formula serves arrays and single kernels: a step prices ten of them, and numpy costs 2 us an operation.
+
+
+def _floats(*values: Number) -> tuple[Any, ...]:
+    """Return floats if every value is a scalar, else arrays of floats."""
+    if all(isinstance(value, float | int) for value in values):
+        return tuple(map(float, values))
     return tuple(np.asarray(value, dtype=float) for value in values)
 
 
-def _soft_max(a: Array, b: Array, sharpness: float) -> Number:
-    """Return the ``sharpness``-norm of two positive times, scaled so that no power overflows."""
-    high, low = np.maximum(a, b), np.minimum(a, b)
-    return high * (1.0 + (low / high) ** sharpness) ** (1.0 / sharpness)
+def _ceil(value: Number) -> Number:
+    return np.ceil(value) if isinstance(value, np.ndarray) else float(math.ceil(value))
 
 
-def _occupancy(blocks: Array, processors: int, per_processor: int) -> tuple[Array, Array]:
+def _least(a: Number, b: Number) -> Number:
+    return np.minimum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else min(a, b)
+
+
+def _most(a: Number, b: Number) -> Number:
+    return np.maximum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else max(a, b)
+
+
+def _choose(condition: Number, yes: Number, no: Number) -> Number:
+    if any(isinstance(value, np.ndarray) for value in (condition, yes, no)):
+        return np.where(condition, yes, no)
+    return yes if condition else no
+
+
+def _occupancy(blocks: Number, processors: int, per_processor: int) -> tuple[Number, Number]:
     """Return the waves that ``blocks`` take and the blocks that share a processor in one."""
-    resident = np.minimum(per_processor, np.ceil(blocks / processors))
-    return np.ceil(blocks / (processors * per_processor)), resident
+    resident = _least(float(per_processor), _ceil(blocks / processors))
+    return _ceil(blocks / (processors * per_processor)), resident
 
 
-def _splits(units: Array, blocks: Array, slots: int) -> Number:
+def _splits(units: Number, blocks: Number, slots: int) -> Number:
     """Return the KV splits per unit, element by element."""
+    if not isinstance(units, np.ndarray) and not isinstance(blocks, np.ndarray):
+        return float(_split(units, blocks, slots))
     units, blocks = np.broadcast_arrays(units, blocks)
     pairs = zip(units.ravel().tolist(), blocks.ravel().tolist(), strict=True)
     return np.array([_split(u, b, slots) for u, b in pairs], dtype=float).reshape(units.shape)
@@ -301,7 +373,7 @@ def _split(units: float, blocks: float, slots: int) -> int:
             continue
         longest = share
         waves = units * splits / slots
-        fill = waves / np.ceil(waves)
+        fill = waves / math.ceil(waves)
         found.append((splits, fill))
         best = max(best, fill)
     return next((splits for splits, fill in found if fill >= 0.85 * best), 1)

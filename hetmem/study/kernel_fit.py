@@ -18,6 +18,7 @@ from hetmem.hardware.device import StatedError
 from hetmem.hardware.kernel_law import (
     DecodeAttentionLaw,
     ElementwiseLaw,
+    MixedAttentionLaw,
     Peaks,
     PrefillAttentionLaw,
     SmoothGemmLaw,
@@ -84,6 +85,12 @@ _PREFILL = {
     "diagonal_work": (1.3, 1.0, 10.0),
 }
 _WHOLE_KV = {name: limits for name, limits in _PREFILL.items() if name != "combine_us"}
+_MIXED = {
+    "prefill_share": (1.0, 0.2, 5.0),
+    "decode_us": (1.0, 0.001, 50.0),
+    "memory_efficiency": (0.5, 0.05, 1.0),
+    "serial_us": (5.0, 0.01, 200.0),
+}
 _ELEMENTWISE = {
     "launch_us": (2.5, 0.1, 50.0),
     "memory_efficiency": (0.7, 0.02, 1.0),
@@ -100,6 +107,7 @@ _VARIANTS: Mapping[str, tuple[_Variant, ...]] = {
         _Variant(PrefillAttentionLaw, _WHOLE_KV, {"splits_kv": False, "combine_us": 0.0}),
         _Variant(PrefillAttentionLaw, _PREFILL, {"splits_kv": True}),
     ),
+    "mixed_attention": (_Variant(MixedAttentionLaw, _MIXED),),
     "elementwise": (_Variant(ElementwiseLaw, _ELEMENTWISE),),
 }
 
@@ -137,6 +145,9 @@ def naive_seconds(peaks: Peaks, points: Points) -> Array:
         keys = v["cached"] + v["chunk"] / 2
         flops = 4 * v["chunk"] * keys * v["q_heads"] * v["head_dim"]
         moved = prefill_attention_bytes(peaks, **v)
+    elif points.kernel == "mixed_attention":  # the prefill as measured alone; the decodes at the datasheet's rate
+        decodes = {name: values for name, values in v.items() if name != "prefill_s"}
+        moved, flops = decode_attention_bytes(peaks, **decodes), v["prefill_s"] * peaks.flops
     else:
         moved = v["moved_bytes"]
     roof = np.maximum(flops / peaks.flops, moved / peaks.bandwidth_bytes_s)

@@ -186,14 +186,29 @@ def _lss_linear(frame: "pd.DataFrame", dims: Lookup) -> list[Points]:
     return found
 
 
+def _mixed(
+    prefill_s: Array, batch: Array, q: Array, kv: Array, head_dim: Array, tokens: Array, time_us: Array
+) -> Points:
+    variables = {
+        "prefill_s": prefill_s, "batch": batch, "q_heads": q, "kv_heads": kv, "head_dim": head_dim, "kv_tokens": tokens,
+    }  # fmt: skip
+    return Points("mixed_attention", "", variables, time_us / 1e6, _labels(batch, tokens))
+
+
 def _lss_attention(frame: "pd.DataFrame", dims: Lookup) -> list[Points]:
-    """Rows of pure prefill and of pure decode; mixed batches are another kernel and are left out."""
-    decodes, prefills = frame[frame["prefill_chunk"] == 0], frame[frame["n_decode"] == 0]
+    """Rows of pure prefill, of pure decode, and mixed ones whose prefill was measured alone as well."""
+    is_prefill, is_decode = frame["n_decode"] == 0, frame["prefill_chunk"] == 0
+    decodes, prefills, mixed = frame[is_decode], frame[is_prefill], frame[~is_prefill & ~is_decode]
     batch, kv_tokens, time_us = _array(decodes, "n_decode", "kv_decode", "time_us")
     chunk, cached, prefill_us = _array(prefills, "prefill_chunk", "kv_prefill", "time_us")
+    same = ["model", "tp", "prefill_chunk", "kv_prefill"]
+    alone = prefills.drop_duplicates(same)[[*same, "time_us"]].rename(columns={"time_us": "alone_us"})
+    mixed = mixed.merge(alone, on=same)
+    alone_us, n_decode, kv_decode, mixed_us = _array(mixed, "alone_us", "n_decode", "kv_decode", "time_us")
     return [
         _decode(batch, *_heads(decodes, dims), kv_tokens, time_us),
         _prefill(chunk, cached, *_heads(prefills, dims), prefill_us),
+        _mixed(alone_us / 1e6, n_decode, *_heads(mixed, dims), kv_decode, mixed_us),
     ]
 
 

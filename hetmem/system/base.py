@@ -27,7 +27,8 @@ class Setup:
     ``assumptions`` names the assumption set that the machine was built by; ``policies`` gives the policy of each
     of the system's roles; ``unroll_layers`` asks for a task per layer instead of one for all alike (the ticks
     are the same, the trace is finer); ``longest`` is the most tokens any request of the run reaches and
-    ``batch`` the most sequences at once, for systems that place memory beforehand.
+    ``batch`` the most sequences at once, for systems that place memory beforehand; ``attention`` says how a step
+    with prefill and decodes launches attention (:data:`hetmem.system.ops.COMPOSITIONS`).
     """
 
     model: ModelSpec
@@ -38,6 +39,7 @@ class Setup:
     longest: int
     policies: Mapping[str, Any]
     unroll_layers: bool = False
+    attention: str = "sum"
 
 
 class System(ABC):

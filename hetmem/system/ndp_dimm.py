@@ -18,7 +18,7 @@ from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine
 from hetmem.model import Kernel, StepShape, layer_kernels
 from hetmem.system.base import Setup, System
-from hetmem.system.ops import ATTENTION, GpuOps, Op
+from hetmem.system.ops import ATTENTION, GpuOps
 from hetmem.system.parts import dimm_memories, dimm_units, gpu_memories, gpu_units, host_units, link_units
 from hetmem.system.residency import FULLY_CONNECTED, LayerKind, fill, kinds
 from hetmem.system.stream import Path, Stage, stream
@@ -43,7 +43,7 @@ class NdpDimm(System):
         if self.config.dimm is None:
             raise UnsupportedError(self.name, "needs NDP-DIMMs, and the machine has none")
         self.pool = self.config.dimm
-        self.ops = GpuOps(self.model, self.precision, self.config.gpu)
+        self.ops = GpuOps(self.model, self.precision, self.config.gpu_law)
         outer = self.model.outer_bytes(self.precision)
         self.head_bytes = outer["head"] or outer["embedding"]
         self.group_bytes = self.model.layer_bytes(self.precision)
@@ -101,7 +101,7 @@ class NdpDimm(System):
             parts = [k for k in kernels if (k.name in ATTENTION if name == "attention" else k.name == name)]
             slot = f"{kind.label}.{name}"
             if place == "gpu":
-                op = Op(name, sum(k.flops for k in parts), sum(k.bytes for k in parts), 0)
+                op = self.ops.launch(name, parts, shape)
                 costs[f"{slot}.compute"], costs[f"{slot}.memory"] = self.ops.price(op, kind.count)
             else:
                 costs |= self._dimm_costs(slot, parts, kind.count)

@@ -31,7 +31,7 @@ class OffloadSystem(System):
         if self.config.host is None:
             raise UnsupportedError(self.name, "needs host DRAM, and the machine has none")
         self.host: HostMemory = self.config.host
-        self.ops = GpuOps(self.model, self.precision, self.config.gpu)
+        self.ops = GpuOps(self.model, self.precision, self.config.gpu_law, attention=setup.attention)
         outer = self.model.outer_bytes(self.precision)
         self.layer_bytes = sum(self.model.layer_bytes(self.precision).values())
         self.head_bytes = outer["head"] or outer["embedding"]

@@ -31,7 +31,7 @@ class Resident(System):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.gpus = self.config.gpus
-        self.ops = GpuOps(self.model, self.precision, self.config.gpu, self.gpus)
+        self.ops = GpuOps(self.model, self.precision, self.config.gpu_law, self.gpus, setup.attention)
 
     def machine(self) -> Machine:
         units = gpu_units(self.config)
@@ -51,10 +51,9 @@ class Resident(System):
         layer, head = self.ops.layer(view.prefill, view.decode), self.ops.head(tokens)
         blocks = self.layer_blocks()
         costs: dict[str, Cost] = {}
-        for op in (*layer, *head):
-            costs[f"{op.name}.compute"], costs[f"{op.name}.memory"] = self.ops.price(
-                op, blocks[0][1] if op in layer else 1
-            )
+        for ops, times in ((layer, blocks[0][1]), (head, 1)):
+            for op in ops:
+                costs[op.name + ".compute"], costs[op.name + ".memory"] = self.ops.price(op, times)
         if self.gpus > 1:
             costs["allreduce"] = self._allreduce(tokens, blocks[0][1])
         return Plan(self._template(tuple(layer), tuple(head), blocks).bind(costs))
