@@ -6,6 +6,7 @@ a comparison in which every system refuses end with status 2.
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -216,10 +217,10 @@ def show_command(name: str, /, *, json: Annotated[bool, Parameter(negative=())] 
     return 0
 
 
-def main() -> None:
-    """Run the command line and exit with its status."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command line, by default the words that the process was given, and exit with its status."""
     try:
-        status = app(exit_on_error=False, print_error=False)
+        status = app(sys.argv[1:] if words is None else words, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         _complain(" ".join(str(error).split()))
         status = 2

@@ -65,6 +65,7 @@ class DecodeLoop:
         self.token_budget, self._progress = token_budget, progress
         self.running = RunningSet(kv.block_tokens)
         self.preemptions = self.finished = self.dropped = 0
+        self._generated = 0  # tokens of the requests that are finished or dropped
         self._waiting: list[tuple[tuple[int, int], int, Sequence]] = []
         self._arrived = 0
         self.process = env.process(self._run())
@@ -197,11 +198,13 @@ class DecodeLoop:
     def _finish(self, seq: Sequence, now: int) -> None:
         self.kv.give(seq.blocks)
         self.finished += 1
+        self._generated += seq.generated
         self.recorder.finished(seq, now)
         self._report()
 
     def _drop(self, seq: Sequence) -> None:
         self.dropped += 1
+        self._generated += seq.generated
         self.recorder.dropped(seq.id, seq.arrival_ps, seq.prompt, seq.output, NO_KV)
         self._report()
 
@@ -221,6 +224,10 @@ class DecodeLoop:
             raise ConservationError(
                 "requests in = done + dropped",
                 f"{len(self.requests)} in, {self.finished} done, {self.dropped} dropped",
+            )
+        if self._generated != self.recorder.emitted:
+            raise ConservationError(
+                "tokens", f"{self.recorder.emitted} emitted by the steps, {self._generated} received by the requests"
             )
         self.kv.check_conserved()
         if self.kv.used:

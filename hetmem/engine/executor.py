@@ -11,7 +11,7 @@ from typing import Any
 import simpy
 from attrs import define, field
 
-from hetmem.engine.graph import TaskGraph, Template
+from hetmem.engine.graph import FREE, TaskGraph, Template
 from hetmem.errors import ConfigError, ConservationError, DeadlockError
 from hetmem.hardware.clock import Clock
 from hetmem.hardware.server import Server
@@ -122,6 +122,10 @@ class Executor:
             sub, index = ready.pop()
             server, cost, template = sub.servers[index], sub.graph.costs[index], sub.graph.template
             if server is None or cost.ps == 0:
+                if cost is not FREE and (cost.fj or cost.bytes):
+                    raise ConservationError(
+                        "work takes time at a server", f"{template.tags[index] or 'join'} is no service, but costs {cost}"
+                    )
                 delay = cost.ps + template.lag_ps[index]
                 if delay == 0:
                     self._finish(sub, index, ready)

@@ -73,12 +73,15 @@ class Template:
         Raises
         ------
         ConfigError
-            When a slot has no cost.
+            When a slot has no cost, or a handle belongs to a task that is not there.
         """
         try:
             bound = [FREE if slot is None else costs[slot] for slot in self.slots]
         except KeyError as missing:
             raise ConfigError("graph", f"slot {missing} has no cost") from None
+        for index in (*(publish or ()), *(wait or ())):
+            if not 0 <= index < len(bound):
+                raise ConfigError("graph", f"a handle is at task {index}, but there are {len(bound)} tasks")
         return TaskGraph(self, bound, publish or {}, wait or {})
 
 
@@ -108,9 +111,20 @@ class GraphBuilder:
         self, server: str | None, slot: str | None, after: int | Iterable[int] = (), *, cls: int = 0,
         chunk_ps: int = 0, lag_ps: int = 0, background: bool = False, tag: str = "", name: str | None = None,
     ) -> int:  # fmt: skip
-        """Add a task that costs ``slot`` on ``server`` once all of ``after`` are done; return its index."""
+        """Add a task that costs ``slot`` on ``server`` once all of ``after`` are done; return its index.
+
+        Raises
+        ------
+        ConfigError
+            When a predecessor is not there yet, or the name is taken.
+        """
         index = len(self._rows)
         preds = (after,) if isinstance(after, int) else tuple(after)
+        for pred in preds:
+            if not 0 <= pred < index:
+                raise ConfigError("graph", f"task {index} ({tag or slot or 'join'}) cannot follow task {pred}")
+        if name in self._names:
+            raise ConfigError("graph", f"the name {name!r} is taken by task {self._names[name]}")
         self._rows.append((server, slot, cls, chunk_ps, lag_ps, background, tag or slot or ""))
         self._successors.append([])
         self._n_preds.append(len(preds))

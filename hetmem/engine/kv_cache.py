@@ -37,11 +37,11 @@ class KvCache:
         self.block_tokens = block_tokens
         self._ledger = ledger
         self.block_bytes = {memory: n * block_tokens for memory, n in bytes_per_token.items() if n}
+        share = share if blocks is None else 1.0
         fitting = {m: int(ledger.free_bytes(m) * share) // n for m, n in self.block_bytes.items()}
         tightest = min(fitting, key=lambda memory: fitting[memory])
-        room = fitting[tightest] if blocks is None else ledger.free_bytes(tightest) // self.block_bytes[tightest]
         self.total = fitting[tightest] if blocks is None else blocks
-        if self.total < 1 or self.total > room:
+        if not 1 <= self.total <= fitting[tightest]:
             held = tuple((owner, n) for memory, owner, n in ledger.holdings() if memory == tightest)
             asked = self.block_bytes[tightest] * max(1, self.total)
             raise CapacityError(

@@ -110,7 +110,7 @@ class MachineConfig:
     Attributes
     ----------
     gpu, gpus, gpu_link
-        The GPU, how many, and the link between them.
+        The GPU, how many, and the link between them (None for a single one).
     stack
         The software stack whose kernel times hold (None: the GPU's default), or ``ideal``: kernels at peak rates,
         the slower of compute and memory, with no launch overhead.
@@ -118,6 +118,8 @@ class MachineConfig:
         Pipeline stages; the GPUs of a stage share its layers by tensor parallelism.
     gpu_usable, gpu_weight_bytes
         Fraction of GPU memory in use, and the bytes of it that weights may take (None: what is left).
+    live_context
+        Whether an idle GPU holds a live context, which draws more than a bare one.
     pcie, prefill_gbs, pageable_copies
         The host link; its rate while weights are streamed for a prefill (None: its pinned rate); whether
         pageable copies are charged.
@@ -135,9 +137,10 @@ class MachineConfig:
     stack: str | None = None
     gpus: int = field(default=1, validator=ge(1))
     stages: int = field(default=1, validator=ge(1))
-    gpu_link: Link
+    gpu_link: Link | None = None
     gpu_usable: float = field(validator=gt(0))
     gpu_weight_bytes: float | None = field(default=None, validator=optional(gt(0)))
+    live_context: bool = True
     pcie: Link
     prefill_gbs: float | None = field(default=None, validator=optional(gt(0)))
     pageable_copies: bool
@@ -153,6 +156,8 @@ class MachineConfig:
     def __attrs_post_init__(self) -> None:
         if self.gpu_usable > 1:
             raise ValueError(f"gpu_usable must be at most 1, not {self.gpu_usable}")
+        if self.gpus > 1 and self.gpu_link is None:
+            raise ValueError("gpus must be 1 on a machine without gpu_link; ask for them with --gpus")
         if self.gpus % self.stages:
             raise ValueError(f"{self.gpus} GPUs cannot be shared by {self.stages} stages alike")
 
@@ -171,10 +176,9 @@ class MachineConfig:
         """GPU memory of one GPU that weights, buffers and KV cache may take together."""
         return int(self.gpu.capacity_bytes * self.gpu_usable)
 
-    @property
-    def prefill_path(self) -> LinkPath:
-        """The path by which weights are streamed for a prefill."""
-        path = self.pcie.path()
+    def prefill_path(self, direction: str = "h2d") -> LinkPath:
+        """Return the path by which weights are streamed, and keys and values written, for a prefill."""
+        path = self.pcie.path(direction=direction)
         return path if self.prefill_gbs is None else evolve(path, gbs=self.prefill_gbs)
 
 
@@ -243,12 +247,13 @@ def machine(
             dimm_bytes=parts.host_dimm_bytes, dimm_idle_w=parts.host_dimm_idle_w,
             pj_per_bit=parts.host_pj_per_bit,
         )  # fmt: skip
+    several = (parts.gpus if gpus is None else gpus) > 1
     return MachineConfig(
         gpu=card,
         stack=IDEAL if belief.ideal_gpu else stack,
         stages=stages,
         gpus=parts.gpus if gpus is None else gpus,
-        gpu_link=link(card.peer_link),
+        gpu_link=_between_gpus(link(card.peer_link)) if several else None,
         gpu_usable=belief.gpu_usable,
         gpu_weight_bytes=belief.gpu_weight_bytes.get(card.name),
         pcie=_believed_link(link(card.host_link), belief),
@@ -271,6 +276,13 @@ def _believed_gpu(card: GpuSpec, belief: Assumptions) -> GpuSpec:
         memory_gbs=belief.gpu_bandwidth_gbs.get(card.name, card.memory_gbs),
         fp16_tflops=belief.gpu_fp16_tflops.get(card.name, card.fp16_tflops),
     )
+
+
+def _between_gpus(found: Link) -> Link:
+    """Return the link as one between equals: without a link of their own, GPUs share the host's pinned path."""
+    if found.peer is not None:
+        return found
+    return evolve(found, peer=found.path(), h2d_pinned=None, d2h_pinned=None, h2d_pageable=None, d2h_pageable=None)
 
 
 def _believed_link(found: Link, belief: Assumptions) -> Link:

@@ -47,10 +47,9 @@ class Ledger:
         ConservationError
             When the owner does not hold so many.
         """
+        self._require_held(owner, memory, n_bytes)
         held = self._held[memory]
         left = held.get(owner, 0) - n_bytes
-        if left < 0:
-            raise ConservationError("ledger", f"{owner} frees {n_bytes} bytes more than it holds in {memory}")
         if left:
             held[owner] = left
         else:
@@ -58,9 +57,23 @@ class Ledger:
         self._used[memory] -= n_bytes
 
     def move(self, owner: str, source: str, target: str, n_bytes: int) -> None:
-        """Move ``n_bytes`` of ``owner``: the target is reserved first, so that a failed move changes nothing."""
+        """Move ``n_bytes`` of ``owner``; the target must have room while the source still holds them.
+
+        A failed move changes nothing.
+
+        Raises
+        ------
+        CapacityError, ConservationError
+            As :meth:`allocate` and :meth:`free`.
+        """
+        self._require_held(owner, source, n_bytes)
         self.allocate(owner, target, n_bytes)
         self.free(owner, source, n_bytes)
+
+    def _require_held(self, owner: str, memory: str, n_bytes: int) -> None:
+        held = self.held_bytes(owner, memory)
+        if n_bytes > held:
+            raise ConservationError("ledger", f"{owner} gives up {n_bytes} bytes in {memory} but holds {held}")
 
     def held_bytes(self, owner: str, memory: str) -> int:
         """Return the bytes that ``owner`` holds in ``memory``."""

@@ -7,12 +7,14 @@ overlap, so all three are parameters of a preset. Not modelled: the 256 KB buffe
 that close rows.
 """
 
+from functools import cached_property
+
 from attrs import field, frozen
 from attrs.validators import ge, gt
 
 from hetmem import catalog
 from hetmem.catalog.structure import structure
-from hetmem.hardware.dram import memory
+from hetmem.hardware.dram import DramDevice, memory
 from hetmem.units import to_fj
 
 PRESETS = ("paper-fit", "datasheet")
@@ -61,14 +63,15 @@ class NdpDimms:
         """Multiply-accumulates per second of one core."""
         return self.multipliers * self.lanes * self.clock_ghz * 1e9 / self.cycles_per_step
 
+    @cached_property
+    def dram(self) -> DramDevice:
+        """The ranks that the core reads, each by itself."""
+        return memory(self.device).per_rank()
+
     def read_bytes_per_s(self, chunk_bytes: float | None = None) -> float:
         """Return the bytes per second that one core reads in chunks of ``chunk_bytes`` (None: a stream)."""
-        achieved = 1.0 if self.sustained else memory(self.device).per_rank().efficiency(chunk_bytes)
+        achieved = 1.0 if self.sustained else self.dram.efficiency(chunk_bytes)
         return self.read_gbs * 1e9 * achieved
-
-    def read_s(self, n_bytes: float, chunk_bytes: float | None = None) -> float:
-        """Return the seconds that one core needs to read ``n_bytes``."""
-        return n_bytes / self.read_bytes_per_s(chunk_bytes)
 
     def mac_s(self, macs: float) -> float:
         """Return the seconds that one core needs for ``macs`` multiply-accumulates."""
@@ -76,7 +79,7 @@ class NdpDimms:
 
     def read_fj(self, n_bytes: float) -> int:
         """Return the femtojoules to read ``n_bytes`` as a stream into the buffer."""
-        joules = memory(self.device).energy_j(n_bytes) or 0.0
+        joules = self.dram.energy_j(n_bytes) or 0.0
         return to_fj(joules + n_bytes * self.buffer_pj_per_byte * 1e-12)
 
     def mac_fj(self, macs: float) -> int:

@@ -43,6 +43,8 @@ def smooth_max(a: float | Array, b: float | Array, q: float) -> Any:
 
     ``q`` of 1 adds them, infinity is the hard maximum.
     """
+    longer: Any
+    shorter: Any
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         longer, shorter = np.maximum(a, b), np.minimum(a, b)
         ratio = np.divide(shorter, longer, out=np.zeros_like(longer), where=longer > 0)

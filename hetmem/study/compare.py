@@ -14,11 +14,11 @@ from hetmem.monitor.save import SCHEMA_VERSION
 from hetmem.study.run import Run
 from hetmem.study.scenario import Scenario, scenario
 from hetmem.study.settings import has_path, with_settings
-from hetmem.study.simulate import run_scenario
+from hetmem.study.simulate import Progress, run_scenario
 from hetmem.system import SYSTEMS, System
 
 MEASURED = ("tokens_per_s", "energy_per_token_j", "ttft_s", "tpot_s", "latency_s", "time_share", "bound", "requests")
-Report = Callable[[Scenario, int, int], None]
+Report = Callable[[Scenario, float, int], None]
 
 
 @frozen(eq=False)
@@ -74,7 +74,7 @@ def compare(
     settings
         Paths and values; a path applies to the systems whose machine has it.
     report
-        Called as ``report(scenario, k, n)`` before the ``k``-th of ``n`` runs.
+        Called as ``report(scenario, done, n)`` while the runs go on, ``done`` of ``n`` being finished.
     options
         As in :func:`hetmem.simulate`; ``dimms`` and ``multipliers`` apply to systems with DIMMs.
 
@@ -94,18 +94,18 @@ def compare(
     runs: list[Run | None] = []
     rows = []
     for k, one in enumerate(asked):
-        if report is not None:
-            report(one, k, len(asked))
-        run, row = attempt(one, trace=trace)
+        run, row = attempt(one, trace=trace, progress=_progress(report, one, k, len(asked)))
         runs.append(run)
         rows.append(row)
     return Comparison(rows, runs, asked[0].seed if asked else 0)
 
 
-def attempt(asked: Scenario, *, trace: bool = False) -> tuple[Run | None, dict[str, Any]]:
+def attempt(
+    asked: Scenario, *, trace: bool = False, progress: Progress | None = None
+) -> tuple[Run | None, dict[str, Any]]:
     """Return the run and its row, or None and a row with the reason when the system refuses."""
     try:
-        run = run_scenario(asked, trace=trace)
+        run = run_scenario(asked, trace=trace, progress=progress)
     except (CapacityError, UnsupportedError) as error:
         return None, refused_row(asked, error)
     return run, run.summary()
@@ -114,6 +114,13 @@ def attempt(asked: Scenario, *, trace: bool = False) -> tuple[Run | None, dict[s
 def refused_row(asked: Scenario, error: HetmemError) -> dict[str, Any]:
     """Return the row of a system that cannot run: null for everything measured, and the reason."""
     return {**asked.labels(), **dict.fromkeys(MEASURED), "refused": str(error)}
+
+
+def _progress(report: Report | None, asked: Scenario, k: int, n: int) -> Progress | None:
+    if report is None:
+        return None
+    report(asked, k, n)
+    return lambda finished, requests: report(asked, k + finished / requests, n)
 
 
 def _variants(

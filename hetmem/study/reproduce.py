@@ -63,8 +63,9 @@ Reproduction = Callable[[], list[Row]]
 def reproductions() -> dict[str, Reproduction]:
     """Return every reproduction by name."""
     from hetmem.study.reproduce_hermes_baselines import hermes_baselines
+    from hetmem.study.reproduce_laws import dram, links
 
-    return {"hermes-baselines": hermes_baselines}
+    return {"hermes-baselines": hermes_baselines, "dram": dram, "links": links}
 
 
 def reproduce(name: str) -> list[Row]:

@@ -20,7 +20,9 @@ FLEXGEN = {"opt-66b": (0.09, 0.18, 0.37, 0.74, 1.48)}
 ACCELERATE = {"opt-66b": (0.04, 0.08, 0.13, 0.23, 0.33), "llama2-70b": (0.04, 0.12, 0.24, 0.46, 1.05)}
 FITTED = "58 GB/s, 80 GMAC/s and their order were fitted to these ten bars together"
 ONE_RATE = "12.1 GB/s was read from the six FlexGen bars: every weight, every step"
-ACCELERATE_TREND = "the labels' step time grows with the batch on OPT-66B and shrinks on LLaMA2-70B: no one rate does both"
+ACCELERATE_TREND = (
+    "the labels' step time grows with the batch on OPT-66B and shrinks on LLaMA2-70B: no one rate does both"
+)
 
 
 @cache

@@ -1,5 +1,6 @@
 """One run: the system, its machine and its requests put together, run to the end and checked."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from hetmem.model import ModelSpec
 from hetmem.monitor.energy import Energy, account
 from hetmem.monitor.recorder import Recorder
 from hetmem.study.run import Run
-from hetmem.study.scenario import POLICIES, Configuration, Scenario, scenario, unstructured
+from hetmem.study.scenario import POLICIES, Configuration, Scenario, Serving, scenario, unstructured
 from hetmem.system import Setup, System
 from hetmem.workload import FixedBatch, RequestTable
 
@@ -76,9 +77,12 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
             asked.assumptions,
             config.serving.batch,
             longest,
+            config.serving.block_tokens,
             asked.policies,
             config.serving.unroll_layers,
-        )  # fmt: skip
+            _kv_tokens(config.serving, longest),
+            min(config.serving.batch * longest, config.serving.token_budget or 1 << 62),
+        )
     )
     machine = planner.machine()
     env = Clock()
@@ -118,7 +122,8 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
             "kv_blocks_freed": kv.freed, "kv_blocks_held": kv.used,
         },
         configuration=unstructured(config) | {"workload": asked.workload.describe(), "seed": asked.seed,
-                                              "assumptions": asked.assumptions, "dimm_preset": asked.dimm_preset},
+                                              "assumptions": asked.assumptions, "dimm_preset": asked.dimm_preset,
+                                              "decisions": dict(planner.decisions())},
     )  # fmt: skip
 
 
@@ -129,6 +134,14 @@ def _policy(asked: Scenario, role: str, config: Configuration) -> Any:
     if role == "batching":
         return POLICIES[role][asked.batching()](config.serving.batch)
     return POLICIES[role][chosen or "fcfs"]()
+
+
+def _kv_tokens(serving: Serving, longest: int) -> int:
+    """Return the tokens that must find room for the largest batch at its longest to fit the KV cache."""
+    if serving.kv_blocks is not None:
+        return serving.kv_blocks * serving.block_tokens
+    per_sequence = -(-longest // serving.block_tokens) * serving.block_tokens
+    return math.ceil(serving.batch * per_sequence / serving.kv_share)
 
 
 def _require_batch(asked: Scenario, config: Configuration, kv: KvCache, ledger: Ledger) -> None:

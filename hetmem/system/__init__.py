@@ -3,12 +3,13 @@
 from hetmem.errors import UnknownNameError
 from hetmem.system.accelerate import Accelerate
 from hetmem.system.base import Setup, System
+from hetmem.system.flexgen import FlexGen
 from hetmem.system.ndp_dimm import NdpDimm
 from hetmem.system.resident import Resident
 from hetmem.system.zero_inference import ZeroInference
 
 #: Every system, in the order in which comparisons list them.
-SYSTEMS: tuple[type[System], ...] = (Resident, ZeroInference, Accelerate, NdpDimm)
+SYSTEMS: tuple[type[System], ...] = (Resident, ZeroInference, FlexGen, Accelerate, NdpDimm)
 
 
 def system_ids() -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 Hugging Face Accelerate's ``device_map`` offload: a hook copies a module's weights in, the module runs, the
 weights are dropped; nothing overlaps, and the copies come from pageable memory. Host memory only, no host
-compute. Placement is by matrix, in layer order, after embedding, head and norms.
+compute. Placement is by matrix, in layer order, after embedding, head and norms. The model's output, the logits, is
+handed back to the host, where its input came from.
 """
 
 from hetmem.engine.graph import GraphBuilder, Template
@@ -11,6 +12,7 @@ from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.link import LinkPath
 from hetmem.system.base import Setup
 from hetmem.system.offload import OffloadSystem
+from hetmem.system.ops import total
 from hetmem.system.residency import LayerKind, fill, kinds
 
 BUFFERS = 1
@@ -30,10 +32,9 @@ class Accelerate(OffloadSystem):
         self.kinds = kinds(layers, setup.unroll_layers)
         self.moved_bytes = sum(self._missing(kind) * kind.count for kind in self.kinds)
 
-    @property
-    def path(self) -> LinkPath:
-        """The path that the copies take."""
-        return self.config.pcie.path(pinned=not self.config.pageable_copies)
+    def path(self, direction: str) -> LinkPath:
+        """Return the path that the copies take."""
+        return self.config.pcie.path(pinned=not self.config.pageable_copies, direction=direction)
 
     def _missing(self, kind: LayerKind) -> int:
         """Return the bytes of one layer of ``kind`` that are copied."""
@@ -52,20 +53,24 @@ class Accelerate(OffloadSystem):
         costs = self.step_costs(view)
         for kind in self.kinds:
             costs |= self.stage_costs(kind.label, layer, kind.count)
-            costs |= self.copy_costs(f"load.{kind.label}", self._missing(kind), self.path, kind.count)
+            costs |= self.copy_costs(f"load.{kind.label}", self._missing(kind), self.path("h2d"), kind.count)
+        logits = total(view.prefill, view.decode).sampled * self.model.vocab * self.precision.activation_bits // 8
+        costs |= self.copy_costs("logits", logits, self.path("d2h"), direction="d2h")
         return Plan(self._template().bind(costs))
 
     def _template(self) -> Template:
         if "step" not in self.templates:
             graph = GraphBuilder()
             at = graph.join()
-            path = self.copy_path(self.path)
+            path = self.copy_path(self.path("h2d"))
             for kind in self.kinds:
                 if self._missing(kind):
                     lag = path.lag_ps * kind.count
                     at = graph.transfer(f"load.{kind.label}", path.hops, at, lag_ps=lag)
                 at = graph.kernel(kind.label, "gpu0", "gpu0.hbm", at)
-            graph.kernel("head", "gpu0", "gpu0.hbm", at)
+            at = graph.kernel("head", "gpu0", "gpu0.hbm", at)
+            back = self.copy_path(self.path("d2h"), "d2h")
+            graph.transfer("logits", back.hops, at, lag_ps=back.lag_ps)
             self.templates["step"] = graph.build()
         return self.templates["step"]
 

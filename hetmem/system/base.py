@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
-from attrs import frozen
+from attrs import Factory, field, frozen
 
 from hetmem.engine.graph import Template
 from hetmem.engine.step import Plan, StepOutcome, StepView
@@ -26,9 +26,11 @@ class Setup:
 
     ``assumptions`` names the assumption set that the machine was built by; ``policies`` gives the policy of each
     of the system's roles; ``unroll_layers`` asks for a task per layer instead of one for all alike (the ticks
-    are the same, the trace is finer); ``longest`` is the most tokens any request of the run reaches and
-    ``batch`` the most sequences at once, for systems that place memory beforehand; ``attention`` says how a step
-    with prefill and decodes launches attention (:data:`hetmem.system.ops.COMPOSITIONS`).
+    are the same, the trace is finer); ``kv_block_tokens`` is the block of the paged cache; ``longest`` is the most
+    tokens any request of the run reaches and ``batch`` the most sequences at once, for systems that place memory
+    beforehand. They need room for ``kv_tokens`` in the KV cache, its blocks and its share of the free memory
+    accounted for, and no step computes more than ``step_tokens`` new tokens. ``attention`` says how a step with
+    prefill and decodes launches attention (:data:`hetmem.system.ops.COMPOSITIONS`).
     """
 
     model: ModelSpec
@@ -37,8 +39,11 @@ class Setup:
     assumptions: str
     batch: int
     longest: int
+    kv_block_tokens: int
     policies: Mapping[str, Any]
     unroll_layers: bool = False
+    kv_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
+    step_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
     attention: str = "sum"
 
 
@@ -86,6 +91,10 @@ class System(ABC):
     @abstractmethod
     def plan(self, view: StepView) -> Plan:
         """Return the step's plan; pure and repeatable."""
+
+    def decisions(self) -> Mapping[str, Any]:
+        """Return what was decided before the run, as plain values for its manifest."""
+        return {}
 
     def commit(self, plan: Plan) -> None:  # noqa: B027 - a system without state has nothing to note
         """Take note that ``plan`` is on its way."""

@@ -43,6 +43,9 @@ class NdpDimm(System):
         if self.config.dimm is None:
             raise UnsupportedError(self.name, "needs NDP-DIMMs, and the machine has none")
         self.pool = self.config.dimm
+        # Weights are read as a stream, keys and values of a head in the blocks of the paged cache.
+        kv_chunk = setup.kv_block_tokens * self.model.head_dim * self.precision.kv_bits / 8
+        self.weight_rate, self.kv_rate = self.pool.read_bytes_per_s(), self.pool.read_bytes_per_s(kv_chunk)
         self.ops = GpuOps(self.model, self.precision, self.config.gpu_law)
         outer = self.model.outer_bytes(self.precision)
         self.head_bytes = outer["head"] or outer["embedding"]
@@ -104,26 +107,25 @@ class NdpDimm(System):
                 op = self.ops.launch(name, parts, shape)
                 costs[f"{slot}.compute"], costs[f"{slot}.memory"] = self.ops.price(op, kind.count)
             else:
-                costs |= self._dimm_costs(slot, parts, kind.count)
+                rate = self.kv_rate if name == "attention" else self.weight_rate
+                costs |= self._dimm_costs(slot, parts, rate, kind.count)
         costs[f"{kind.label}.sync"] = self._hop(shape.tokens, kind.count)
         return costs
 
-    def _dimm_costs(self, slot: str, parts: list[Kernel], times: int) -> dict[str, Cost]:
+    def _dimm_costs(self, slot: str, parts: list[Kernel], rate: float, times: int) -> dict[str, Cost]:
         """Return what one DIMM's even share of a kernel costs, at its ranks and in its core."""
         pool = self.pool
         n_bytes = sum(k.weight_bytes + k.kv_read_bytes for k in parts) / pool.count
         macs = sum(k.flops for k in parts if k.name != "softmax") / 2 / pool.count
         return {
-            f"{slot}.read": Cost(
-                to_ps(pool.read_s(n_bytes)) * times, pool.read_fj(n_bytes) * times, round(n_bytes) * times
-            ),
+            f"{slot}.read": Cost(to_ps(n_bytes / rate) * times, pool.read_fj(n_bytes) * times, round(n_bytes) * times),
             f"{slot}.mac": Cost(to_ps(pool.mac_s(macs)) * times, pool.mac_fj(macs) * times),
         }
 
     def _hop(self, tokens: int, times: int) -> Cost:
         """Return the cost of handing the activations of a step to the other side."""
         n_bytes = tokens * self.model.d_model * self.precision.activation_bits // 8
-        seconds = n_bytes / (self.config.prefill_path.gbs * 1e9)
+        seconds = n_bytes / (self.config.prefill_path().gbs * 1e9)
         return Cost(to_ps(seconds) * times, self.config.pcie.energy_fj(n_bytes) * times, n_bytes * times)
 
     def _placed(self, kind: LayerKind) -> Iterator[tuple[str, str]]:
@@ -182,15 +184,15 @@ class NdpDimm(System):
         for slot, n_bytes in loads.items():
             per_dimm = n_bytes / self.pool.count
             fj = self.config.pcie.energy_fj(n_bytes)
-            costs[f"{slot}@pcie.h2d"] = Cost(to_ps(n_bytes / (self.config.prefill_path.gbs * 1e9)), fj, n_bytes)
+            costs[f"{slot}@pcie.h2d"] = Cost(to_ps(n_bytes / (self.config.prefill_path().gbs * 1e9)), fj, n_bytes)
             costs[f"{slot}@gpu0.hbm"] = Cost(to_ps(self.config.gpu.stream_s(n_bytes)), 0, n_bytes)
             for dimm in range(self.pool.count):
                 costs[f"{slot}@dimm{dimm}.dram"] = Cost(
-                    to_ps(self.pool.read_s(per_dimm)), self.pool.read_fj(per_dimm), round(per_dimm)
+                    to_ps(per_dimm / self.weight_rate), self.pool.read_fj(per_dimm), round(per_dimm)
                 )
         written = shape.tokens * self.model.kv_bytes_per_token(self.precision)
         wire = self.config.pcie.energy_fj(written)
-        costs["kv.write"] = Cost(to_ps(written / (self.config.prefill_path.gbs * 1e9)), wire, written)
+        costs["kv.write"] = Cost(to_ps(self.config.prefill_path("d2h").transfer_s(written)), wire, written)
         return costs
 
     def _load_slot(self, resident: frozenset[str]) -> str:
@@ -203,7 +205,7 @@ class NdpDimm(System):
         ]
         stages.append(Stage("prefill.head", "load.head" if self.config.prefill_streams_all else None))
         ranks = (f"dimm{d}.dram" for d in range(self.pool.count))
-        path = Path((*ranks, "pcie.h2d", "gpu0.hbm"), to_ps(self.config.prefill_path.latency_s))
+        path = Path((*ranks, "pcie.h2d", "gpu0.hbm"), to_ps(self.config.prefill_path().latency_s))
         at = stream(graph, stages, [path], PREFETCH, at, warm=0, ahead=0)
         return graph.task("pcie.d2h", "kv.write", at)
 

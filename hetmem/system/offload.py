@@ -31,6 +31,7 @@ class OffloadSystem(System):
         if self.config.host is None:
             raise UnsupportedError(self.name, "needs host DRAM, and the machine has none")
         self.host: HostMemory = self.config.host
+        self.host_rate = self.host.bytes_per_s()
         self.ops = GpuOps(self.model, self.precision, self.config.gpu_law, attention=setup.attention)
         outer = self.model.outer_bytes(self.precision)
         self.layer_bytes = sum(self.model.layer_bytes(self.precision).values())
@@ -55,21 +56,26 @@ class OffloadSystem(System):
         limit = self.config.gpu_weight_bytes
         return max(0, free if limit is None else min(free, int(limit)))
 
-    def copy_costs(self, slot: str, n_bytes: int, link: LinkPath, times: int = 1) -> dict[str, Cost]:
-        """Return the costs of ``times`` copies of ``n_bytes`` from host DRAM to the GPU."""
-        card, host = self.config.gpu, self.host
-        wire = self.config.pcie.energy_fj(n_bytes) * times
-        dram = to_fj(8 * n_bytes * host.pj_per_bit * 1e-12 * times)
-        seconds = {
-            "host": (n_bytes / host.bytes_per_s(), dram),
-            "pcie.h2d": (n_bytes / (link.gbs * 1e9), wire),
-            "gpu0.hbm": (card.stream_s(n_bytes), 0),
-        }
-        return {f"{slot}@{hop}": Cost(to_ps(s) * times, fj, n_bytes * times) for hop, (s, fj) in seconds.items()}
+    def copy_costs(
+        self, slot: str, n_bytes: int, link: LinkPath, times: int = 1, direction: str = "h2d"
+    ) -> dict[str, Cost]:
+        """Return the costs of ``times`` copies of ``n_bytes`` between host DRAM and the GPU."""
+        hops = ("host", f"pcie.{direction}", "gpu0.hbm")
+        return {f"{slot}@{hop}": self.hop_cost(hop, n_bytes, link, times) for hop in hops}
 
-    def copy_path(self, link: LinkPath) -> Path:
+    def hop_cost(self, hop: str, n_bytes: int, link: LinkPath, times: int = 1) -> Cost:
+        """Return what ``times`` copies of ``n_bytes`` cost at one hop; ``link`` is the path of those over PCIe."""
+        if hop == "host":
+            seconds, fj = n_bytes / self.host_rate, to_fj(8 * n_bytes * self.host.pj_per_bit * 1e-12 * times)
+        elif hop == "gpu0.hbm":
+            seconds, fj = self.config.gpu.stream_s(n_bytes), 0
+        else:
+            seconds, fj = link.transfer_s(n_bytes) - link.latency_s, self.config.pcie.energy_fj(n_bytes) * times
+        return Cost(to_ps(seconds) * times, fj, n_bytes * times)
+
+    def copy_path(self, link: LinkPath, direction: str = "h2d") -> Path:
         """Return the hops of such a copy."""
-        return Path(("host", "pcie.h2d", "gpu0.hbm"), to_ps(link.latency_s))
+        return Path(("host", f"pcie.{direction}", "gpu0.hbm"), to_ps(link.latency_s))
 
     def stage_costs(self, slot: str, ops: list[Op], times: int = 1) -> dict[str, Cost]:
         """Return the costs of a stage: all its launches, one after the other, ``times`` over."""

@@ -140,18 +140,18 @@ class GpuOps:
 
     def _attention(self, prefill: StepShape | None, decode: StepShape | None) -> list[Op]:
         if prefill is not None and decode is not None and self.attention == "mixed":
-            kernels = (*self._fused(prefill), *self._fused(decode))
+            kernels = (*self._scores(prefill), *self._scores(decode))
             call = MixedAttention(self._chunks(prefill), self._decodes(decode))
             return [self._attend("attention.mixed", kernels, call)]
         ops = []
         if prefill is not None:
-            ops.append(self._attend("attention.prefill", self._fused(prefill), self._chunks(prefill)))
+            ops.append(self._attend("attention.prefill", self._scores(prefill), self._chunks(prefill)))
         if decode is not None:
-            ops.append(self._attend("attention.decode", self._fused(decode), self._decodes(decode)))
+            ops.append(self._attend("attention.decode", self._scores(decode), self._decodes(decode)))
         return ops
 
-    def _fused(self, shape: StepShape) -> tuple[Kernel, ...]:
-        return attention_kernels(self.model, shape, self.precision)
+    def _scores(self, shape: StepShape) -> tuple[Kernel, ...]:
+        return attention(self.model, shape, self.precision)
 
     def _attend(self, name: str, kernels: tuple[Kernel, ...], call: Call) -> Op:
         share = self.shards
@@ -192,6 +192,11 @@ class GpuOps:
             "lm_head": (float(shape.sampled), spec.vocab / shards, spec.d_model),
         }
         return Gemm(*map(float, shapes[name]), experts) if name in shapes else None
+
+
+def attention(model: ModelSpec, shape: StepShape, precision: Precision) -> tuple[Kernel, ...]:
+    """Return the three kernels of one layer's attention."""
+    return attention_kernels(model, shape, precision)
 
 
 def total(prefill: StepShape | None, decode: StepShape | None) -> StepShape:

@@ -10,19 +10,18 @@ from hetmem.hardware.link import Link
 from hetmem.hardware.machine import Memory, Unit
 from hetmem.hardware.ndp import NdpDimms
 
-BASE = "base"
-
 
 def gpu_units(config: MachineConfig) -> tuple[Unit, ...]:
     """Return the servers of all GPUs, and their link where there are several."""
     card, units = config.gpu, []
+    idle_w = card.context_w if config.live_context else card.idle_w
     for gpu in range(config.gpus):
         units += [
-            Unit(f"gpu{gpu}", "gpu", card.context_w, card.tdp_w, (f"gpu{gpu}",)),
+            Unit(f"gpu{gpu}", "gpu", idle_w, card.tdp_w, (f"gpu{gpu}",)),
             Unit(f"gpu{gpu}.hbm", "gpu", 0.0, 0.0, (f"gpu{gpu}",)),
         ]
-    if config.gpus > 1:
-        link = config.gpu_link
+    link = config.gpu_link
+    if link is not None:
         units.append(
             Unit("gpu-link", "gpu-link", link.idle_w, link.idle_w, tuple(f"gpu{g}" for g in range(config.gpus)))
         )

@@ -1,7 +1,7 @@
 """``resident``: weights and KV cache in GPU memory, tensor-parallel over the machine's GPUs.
 
-Each GPU does its share of every kernel; an all-reduce follows the output projection and the down projection
-(Megatron-LM, arXiv 1909.08053). Not modelled: sequence parallelism, overlap of collectives with kernels.
+Each GPU does its share of every kernel; an all-reduce follows the output projection and the down projection, and the
+shards of the logits are gathered on the first GPU (Megatron-LM, arXiv 1909.08053). Not modelled: sequence parallelism, overlap of collectives with kernels.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from typing import ClassVar
 from hetmem.engine.graph import Cost, GraphBuilder, Template
 from hetmem.engine.step import Plan, StepView
 from hetmem.hardware.ledger import Ledger
+from hetmem.hardware.link import Link
 from hetmem.hardware.machine import Machine
 from hetmem.model import StepShape
 from hetmem.system.base import Setup, System
@@ -56,14 +57,25 @@ class Resident(System):
                 costs[op.name + ".compute"], costs[op.name + ".memory"] = self.ops.price(op, times)
         if self.gpus > 1:
             costs["allreduce"] = self._allreduce(tokens, blocks[0][1])
+            costs["gather"] = self._gather(tokens)
         return Plan(self._template(tuple(layer), tuple(head), blocks).bind(costs))
 
     def _allreduce(self, tokens: StepShape, times: int) -> Cost:
         n_bytes = tokens.tokens * self.model.d_model * self.precision.activation_bits // 8
-        link = self.config.gpu_link
+        link = self._link()
         seconds = link.allreduce_s(n_bytes, self.gpus)
         wire = 2 * (self.gpus - 1) * n_bytes  # ring: every GPU sends 2 (n-1)/n of the buffer
         return Cost(to_ps(seconds) * times, link.energy_fj(wire) * times, wire * times)
+
+    def _gather(self, tokens: StepShape) -> Cost:
+        shard = tokens.sampled * self.model.vocab * self.precision.activation_bits // 8 // self.gpus
+        wire = shard * (self.gpus - 1)
+        return Cost(to_ps(self._link().transfer_s(wire)), self._link().energy_fj(wire), wire)
+
+    def _link(self) -> Link:
+        link = self.config.gpu_link
+        assert link is not None  # machines of several GPUs have one
+        return link
 
     def _template(self, layer: tuple[Op, ...], head: tuple[Op, ...], blocks: list[tuple[str, int]]) -> Template:
         key = tuple(op.name for op in layer)
@@ -72,7 +84,9 @@ class Resident(System):
             at = graph.join()
             for _block in blocks:
                 at = self._lower(graph, layer, at)
-            self._lower(graph, head, at)
+            at = self._lower(graph, head, at)
+            if self.gpus > 1:
+                graph.task("gpu-link", "gather", at)
             self.templates[key] = graph.build()
         return self.templates[key]
 

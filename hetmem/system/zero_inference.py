@@ -81,7 +81,7 @@ class ZeroInference(OffloadSystem):
         dram = to_fj(8 * n_bytes * self.host.pj_per_bit * 1e-12)
         return {
             f"{slot}@ssd": Cost(to_ps(ssd.transfer_s(n_bytes)), ssd.energy_fj(n_bytes), n_bytes),
-            f"{slot}@host": Cost(to_ps(n_bytes / self.host.bytes_per_s()), dram, n_bytes),
+            f"{slot}@host": Cost(to_ps(n_bytes / self.host_rate), dram, n_bytes),
         }
 
     def _template(self, warm: int) -> Template:

@@ -1,1 +1,27 @@
+"""The public test kit: what a policy, a device or an engine must satisfy, as checks to run on one's own.
 
+* :func:`check_policy`, :func:`parametrize_with_checks`, :class:`Role`, :func:`register_role`: conformance of policies.
+* :class:`DeviceUnderTest`: proves that something ends at a tick, not one earlier, not one later.
+* :mod:`hetmem.testing.queueing`: what queueing theory says, exactly (Lindley, Little) or on average.
+* :class:`ReferenceExecutor`: a second, independent engine of task graphs, and :class:`RandomLoops` to try it on.
+"""
+
+from hetmem.testing.conformance import check_policy, checks_for, parametrize_with_checks
+from hetmem.testing.device import DeviceUnderTest
+from hetmem.testing.random_graphs import RandomLoops
+from hetmem.testing.reference import ReferenceExecutor, drive
+from hetmem.testing.role import Role, register_role, role_of, roles
+
+__all__ = [
+    "DeviceUnderTest",
+    "RandomLoops",
+    "ReferenceExecutor",
+    "Role",
+    "check_policy",
+    "checks_for",
+    "drive",
+    "parametrize_with_checks",
+    "register_role",
+    "role_of",
+    "roles",
+]

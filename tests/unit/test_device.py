@@ -15,7 +15,8 @@ def test_every_gpu_has_every_kernel(name):
     assert gpu.name == name
     for kernel in KERNELS:
         assert gpu.law(kernel)
-        assert gpu.stated_error(kernel).median_pct > 0
+        if kernel != "mixed_attention":  # measured on one GPU alone, so that its transfer has no known error
+            assert gpu.stated_error(kernel).median_pct > 0
     decode = gpu.gemm_s(1, 4096, 4096)
     assert 2 * 4096**2 / gpu.spec.memory_bytes_per_s < decode < gpu.gemm_s(4096, 4096, 4096)
     assert gpu.decode_attention_s(8, 32, 8, 128, 1024) < gpu.decode_attention_s(8, 32, 8, 128, 8192)
@@ -33,14 +34,15 @@ def test_a_stack_is_chosen_by_name():
     assert (vidur.stack, aic.stack) == ("vidur", "vllm-0.14")
     assert vidur.gemm_s(64, 4096, 4096) != aic.gemm_s(64, 4096, 4096)
     assert device("a100-sxm-80gb", stack="vidur") == vidur
-    assert [aic.grade(kernel) for kernel in KERNELS] == ["measured", "measured", "derived", "derived"]
+    assert [aic.grade(kernel) for kernel in KERNELS] == ["measured", "measured", "derived", "derived", "derived"]
 
 
 def test_a_derived_law_states_a_wider_error():
     measured, derived, assumed = device("rtx-4090"), device("l40s"), device("t4")
     assert {derived.grade(kernel) for kernel in KERNELS} == {"derived"}
     assert {assumed.grade(kernel) for kernel in KERNELS} == {"assumed"}
-    for kernel in KERNELS:
+    assert derived.stated_error("mixed_attention") is None
+    for kernel in set(KERNELS) - {"mixed_attention"}:
         assert derived.law(kernel) == measured.law(kernel)
         assert derived.stated_error(kernel).p90_pct > measured.stated_error(kernel).p90_pct
     assert derived.gemm_s(2048, 8192, 8192) < measured.gemm_s(2048, 8192, 8192)  # its own peaks

@@ -1,0 +1,64 @@
+"""What the README shows works as it stands there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hetmem import catalog
+from hetmem.cli import main
+from hetmem.hardware.dram import memory
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_dram_entry_works_as_a_catalogue_of_ones_own(tmp_path: Path) -> None:
+    (entry,) = _blocks("toml")
+    (tmp_path / "dram.toml").write_text(entry, encoding="utf-8")
+    (command,) = re.findall(r"HETMEM_CATALOG=\S+ hetmem (.*)", README)
+    words = [
+        sys.executable,
+        "-m",
+        "hetmem.cli",
+        *command.split(),
+        "--model",
+        "opt-6.7b",
+        "--prompt",
+        "8",
+        "--output",
+        "2",
+    ]
+    done = subprocess.run(words, env={"HETMEM_CATALOG": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "zero-inference" in done.stdout
+
+
+def test_the_dram_entry_has_only_keys_that_the_law_uses() -> None:
+    (entry,) = _blocks("toml")
+    ((name, parsed),) = catalog.parse("dram", entry, "README").items()
+    known = {key for device in catalog.ids("dram") for key in catalog.entry("dram", device).facts}
+    assert name not in catalog.ids("dram")
+    assert set(parsed.facts) <= known
+    assert memory("ddr5-4800").peak_gbs > 0
+
+
+def test_the_python_example_runs() -> None:
+    (example,) = _blocks("python")
+    exec(compile(example, "README.md", "exec"), {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [line.split("#")[0] for line in _blocks("sh")[2].splitlines()])
+def test_the_shell_examples_run(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import shlex
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as done:
+        main(shlex.split(command)[1:])
+    assert not done.value.code
