@@ -1,28 +1,33 @@
 """hetmem: a discrete-event simulator of LLM inference on heterogeneous memory."""
 
+from hetmem import plot
 from hetmem._version import __version__
 from hetmem.errors import CapacityError, ConfigError, HetmemError, UnsupportedError
 from hetmem.hardware.config import machine
 from hetmem.hardware.dram import memory
 from hetmem.hardware.link import link
 from hetmem.model import ModelSpec, load_model
+from hetmem.study.compare import Comparison, compare
 from hetmem.study.run import Run
 from hetmem.study.simulate import simulate
 from hetmem.workload import fixed, from_file
 
 __all__ = [
     "CapacityError",
+    "Comparison",
     "ConfigError",
     "HetmemError",
     "ModelSpec",
     "Run",
     "UnsupportedError",
     "__version__",
+    "compare",
     "fixed",
     "from_file",
     "link",
     "load_model",
     "machine",
     "memory",
+    "plot",
     "simulate",
 ]

@@ -10,6 +10,7 @@ import re
 PS_PER_S = 1_000_000_000_000
 FJ_PER_J = 1_000_000_000_000_000
 FJ_PER_PS_PER_W = 1000  # 1 W = 1e15 fJ / 1e12 ps
+_ROUNDING = 1 - 2.0**-51  # twice what a division and a multiplication may be off, of 53 bits
 
 _PREFIX = {
     "": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15,
@@ -52,9 +53,9 @@ def parse_quantity(text: str) -> float:
 def to_ps(seconds: float) -> int:
     """Return ``seconds`` in ticks, rounded up: no work is reported faster than it is.
 
-    A part in 1e9 of a tick is forgiven, so that a value computed back from ticks returns to them.
+    The rounding error of the product is forgiven, so that a value computed back from ticks returns to them.
     """
-    return math.ceil(seconds * PS_PER_S - 1e-9) if seconds < 1.0 else math.ceil(seconds * PS_PER_S)
+    return math.ceil(seconds * PS_PER_S * _ROUNDING)
 
 
 def to_s(ps: int) -> float:

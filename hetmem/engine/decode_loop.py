@@ -117,26 +117,23 @@ class DecodeLoop:
         budget = self.token_budget
         left = 1 << 62 if budget is None else budget - running.decoding
         chunks: list[tuple[Sequence, int]] = []
+        # One at most: the last admitted, where the budget cut its prompt short. So it is the youngest, too.
         for seq in list(running.prefilling.values()):
-            if seq.id not in running.order or left <= 0:
-                break  # the youngest were preempted, or the budget is spent
             n = min(seq.known - seq.computed, left)
-            if not self._grow(seq, n):
-                break
-            chunks.append((seq, n))
-            left -= n
+            if self._grow(seq, n):
+                chunks.append((seq, n))
+                left -= n
+            else:
+                self._preempt(seq)
         if self.preemptions == preempted:
             self._admit(chunks, left)
         return decode, chunks
 
     def _grow(self, seq: Sequence, n: int) -> bool:
-        """Take the blocks for ``n`` more tokens, preempting the youngest; False if ``seq`` itself had to go."""
+        """Take the blocks for ``n`` more tokens of ``seq``; False if there are too few."""
         need = self.kv.blocks_for(seq.computed + n) - seq.blocks
-        while need > self.kv.free:
-            victim = self.running.youngest()
-            self._preempt(victim)
-            if victim is seq:
-                return False
+        if need > self.kv.free:
+            return False
         self.kv.take(need)
         seq.blocks += need
         return True
@@ -146,15 +143,12 @@ class DecodeLoop:
         while joining > 0 and self._waiting and left > 0:
             seq = self._waiting[0][2]
             n = min(seq.known, left)
-            need = self.kv.blocks_for(n)
-            if need > self.kv.free:
+            if not self._grow(seq, n):
                 break
             heappop(self._waiting)
             if seq.admitted_ps < 0:
                 seq.admitted_ps = self.env.now
             self.running.admit(seq)
-            self.kv.take(need)
-            seq.blocks = need
             chunks.append((seq, n))
             left -= n
             joining -= 1

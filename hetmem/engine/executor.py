@@ -124,7 +124,8 @@ class Executor:
             if server is None or cost.ps == 0:
                 if cost is not FREE and (cost.fj or cost.bytes):
                     raise ConservationError(
-                        "work takes time at a server", f"{template.tags[index] or 'join'} is no service, but costs {cost}"
+                        "work takes time at a server",
+                        f"{template.tags[index] or 'join'} is no service, but costs {cost}",
                     )
                 delay = cost.ps + template.lag_ps[index]
                 if delay == 0:

@@ -290,10 +290,13 @@ def _believed_link(found: Link, belief: Assumptions) -> Link:
         return found
     pinned = LinkPath(latency_s=found.h2d_pinned.latency_s, gbs=belief.stream_gbs)
     pageable = LinkPath(latency_s=found.h2d_pinned.latency_s, gbs=belief.pageable_gbs)
-    return evolve(
-        found, peak_gbs=belief.link_peak_gbs or found.peak_gbs, h2d_pinned=pinned, d2h_pinned=pinned,
-        h2d_pageable=pageable, d2h_pageable=pageable,
-    )  # fmt: skip
+    try:
+        return evolve(
+            found, peak_gbs=belief.link_peak_gbs or found.peak_gbs, h2d_pinned=pinned, d2h_pinned=pinned,
+            h2d_pageable=pageable, d2h_pageable=pageable,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ConfigError(f"assumptions.{belief.name}", f"on {found.name}: {error}") from None
 
 
 def _believed_dimms(pool: NdpDimms, belief: Assumptions, count: int | None, multipliers: int | None) -> NdpDimms:

@@ -1,8 +1,7 @@
 """NVMe SSDs: the time of many requests of one size at a queue depth.
 
-Three limits: the bandwidth, the request rate (IOPS), and, with few requests under way, their latency.
-Ignored: garbage collection, the write cache and its exhaustion, the file system, and a mixture of reads and
-writes. Bandwidth and request rate are datasheet figures; the latency is assumed (40 to 80 us for 4 KB at
+Two limits: the bandwidth and, with few requests under way, their latency. Ignored: the controller's request rate,
+garbage collection, the write cache and its exhaustion, the file system, and a mixture of reads and writes. Bandwidth is a datasheet figure; the latency is assumed (40 to 80 us for 4 KB at
 depth one is usual) and no measured sweep backs the law between the limits.
 """
 
@@ -21,13 +20,11 @@ DEFAULT_QUEUE_DEPTH = 32  # what one thread of an asynchronous reader keeps unde
 
 @frozen(kw_only=True)
 class Ssd:
-    """One SSD: ``*_gbs`` in GB/s, ``*_iops`` requests per second, ``latency_s`` of one small request."""
+    """One SSD: ``*_gbs`` in GB/s, ``latency_s`` of one small request."""
 
     name: str
     read_gbs: float = field(validator=gt(0))
     write_gbs: float = field(validator=gt(0))
-    read_iops: float = field(validator=gt(0))
-    write_iops: float = field(validator=gt(0))
     latency_s: float = field(validator=ge(0))
     pj_per_bit: float = field(validator=ge(0))
     idle_w: float | None = field(default=None, validator=optional(ge(0)))
@@ -72,7 +69,7 @@ class Ssd:
             raise ConfigError("queue_depth", f"expected at least 1, not {queue_depth!r}")
         n = math.ceil(n_bytes / request_bytes)
         alone_s = request_bytes / rate
-        paced_s = self.latency_s + n * max(alone_s, 1 / (self.write_iops if write else self.read_iops))
+        paced_s = self.latency_s + n * alone_s
         rounds_s = math.ceil(n / depth) * (self.latency_s + alone_s)  # each slot waits for its own request
         return max(paced_s, rounds_s)
 

@@ -72,7 +72,7 @@ class Table:
         """Return the table as a pyarrow table."""
         import pyarrow as pa
 
-        return pa.table({name: pa.array(self.column(name)) for name in self.columns})
+        return pa.table([self.column(name) for name in self.columns], schema=self._schema())
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return the table as a pandas data frame."""
@@ -82,17 +82,21 @@ class Table:
 
     def write_parquet(self, path: Path) -> None:
         """Write the table to ``path``, a chunk at a time, compressed with zstd."""
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        kinds = {"q": pa.int64(), "d": pa.float64(), "s": pa.string()}
-        schema = pa.schema([(name, kinds[code]) for name, code in self.columns.items()])
+        schema = self._schema()
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for chunk in range(self._spooled // CHUNK_ROWS):
                 rows = [np.frombuffer(self._read(chunk, i), c.typecode) for i, c in enumerate(self._open)]
                 writer.write_table(self._arrow_chunk(rows, schema))
             if len(self._open[0]) or not self._spooled:
                 writer.write_table(self._arrow_chunk([np.asarray(c) for c in self._open], schema))
+
+    def _schema(self) -> "pa.Schema":
+        import pyarrow as pa
+
+        kinds = {"q": pa.int64(), "d": pa.float64(), "s": pa.string()}
+        return pa.schema([(name, kinds[code]) for name, code in self.columns.items()])
 
     def _arrow_chunk(self, arrays: list[npt.NDArray[Any]], schema: Any) -> "pa.Table":
         import pyarrow as pa

@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from attrs import field, frozen
 
+from hetmem.errors import ConfigError
 from hetmem.monitor.energy import Energy
+from hetmem.monitor.perfetto import write_timeline
 from hetmem.monitor.save import save_tables
 from hetmem.monitor.table import Table
 from hetmem.units import to_s
@@ -124,6 +126,18 @@ class Run:
             "not_counted": list(self.energy.not_counted),
         }
         return save_tables(Path(directory), tables, manifest)
+
+    def timeline(self, path: str | Path) -> Path:
+        """Write the tasks of a traced run as a timeline that Perfetto and Chrome open.
+
+        Raises
+        ------
+        ConfigError
+            When the run was not traced.
+        """
+        if self.tasks is None:
+            raise ConfigError("trace", "the run kept no tasks; simulate(..., trace=True) does")
+        return write_timeline(Path(path), self.tasks, steps=self.steps, servers=tuple(self.busy_ps))
 
     def _repr_html_(self) -> str:
         import pandas as pd

@@ -111,10 +111,17 @@ class System(ABC):
 
     @cached_property
     def active_weight_bytes(self) -> int:
-        """Weights that any step reads: all but the input embedding's rows and the experts not chosen."""
-        idle = self.model.params - self.model.params_active
-        unread = self.model.outer_params["embedding"] if not self.model.tied_embeddings else 0
-        return (self.model.params - idle - unread) * self.precision.weights_bits // 8
+        """Weights that any step reads: all but the experts not chosen and tables of which a step reads a few rows."""
+        model = self.model
+        looked_up = model.learned_positions * model.d_model
+        if not model.tied_embeddings:
+            looked_up = model.outer_params["embedding"]
+        return (model.params_active - looked_up) * self.precision.weights_bits // 8
+
+    @cached_property
+    def head_bytes(self) -> int:
+        """Bytes of the output head, which a tied embedding serves as too."""
+        return self.model.vocab * self.model.d_model * self.precision.weights_bits // 8
 
     def kv_read_bytes(self, view: StepView) -> int:
         """Return the KV bytes that the attention of a step reads at least."""

@@ -47,8 +47,6 @@ class NdpDimm(System):
         kv_chunk = setup.kv_block_tokens * self.model.head_dim * self.precision.kv_bits / 8
         self.weight_rate, self.kv_rate = self.pool.read_bytes_per_s(), self.pool.read_bytes_per_s(kv_chunk)
         self.ops = GpuOps(self.model, self.precision, self.config.gpu_law)
-        outer = self.model.outer_bytes(self.precision)
-        self.head_bytes = outer["head"] or outer["embedding"]
         self.group_bytes = self.model.layer_bytes(self.precision)
         self.layer_bytes = sum(self.group_bytes.values())
         self.on_gpu = fill(self.model.n_layers, self.group_bytes, self._room())

@@ -33,9 +33,7 @@ class OffloadSystem(System):
         self.host: HostMemory = self.config.host
         self.host_rate = self.host.bytes_per_s()
         self.ops = GpuOps(self.model, self.precision, self.config.gpu_law, attention=setup.attention)
-        outer = self.model.outer_bytes(self.precision)
         self.layer_bytes = sum(self.model.layer_bytes(self.precision).values())
-        self.head_bytes = outer["head"] or outer["embedding"]
         self.total_bytes = self.model.weight_bytes(self.precision)
 
     def machine(self) -> Machine:
@@ -47,8 +45,8 @@ class OffloadSystem(System):
         return Machine(units, (*gpu_memories(config), *host_memories(config.host)), base_w=config.base_w)
 
     def kv_need_bytes(self) -> int:
-        """Return the KV bytes of the largest batch at its longest."""
-        return self.setup.batch * self.setup.longest * self.model.kv_bytes_per_token(self.precision)
+        """Return the bytes that must find room for the largest batch at its longest to fit the KV cache."""
+        return self.setup.kv_tokens * self.model.kv_bytes_per_token(self.precision)
 
     def weight_room_bytes(self, buffers: int) -> int:
         """Return the GPU memory left for resident weights beside the KV cache and ``buffers`` layers."""

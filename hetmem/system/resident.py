@@ -15,7 +15,7 @@ from hetmem.hardware.machine import Machine
 from hetmem.model import StepShape
 from hetmem.system.base import Setup, System
 from hetmem.system.ops import GpuOps, Op, total
-from hetmem.system.parts import gpu_memories, gpu_units
+from hetmem.system.parts import gpu_memories, gpu_units, host_units
 from hetmem.units import to_ps
 
 REDUCED = ("proj", "down")  # each shard holds a partial sum after these
@@ -35,7 +35,7 @@ class Resident(System):
         self.ops = GpuOps(self.model, self.precision, self.config.gpu_law, self.gpus, setup.attention)
 
     def machine(self) -> Machine:
-        units = gpu_units(self.config)
+        units = (*gpu_units(self.config), *host_units(self.config.cpu, None))
         return Machine(units, gpu_memories(self.config), base_w=self.config.base_w)
 
     def place(self, ledger: Ledger) -> None:

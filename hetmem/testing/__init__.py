@@ -2,6 +2,7 @@
 
 * :func:`check_policy`, :func:`parametrize_with_checks`, :class:`Role`, :func:`register_role`: conformance of policies.
 * :class:`DeviceUnderTest`: proves that something ends at a tick, not one earlier, not one later.
+* :class:`ServingUnderTest`: the real decode loop on one server, for whatever decides who runs.
 * :mod:`hetmem.testing.queueing`: what queueing theory says, exactly (Lindley, Little) or on average.
 * :class:`ReferenceExecutor`: a second, independent engine of task graphs, and :class:`RandomLoops` to try it on.
 """
@@ -11,12 +12,14 @@ from hetmem.testing.device import DeviceUnderTest
 from hetmem.testing.random_graphs import RandomLoops
 from hetmem.testing.reference import ReferenceExecutor, drive
 from hetmem.testing.role import Role, register_role, role_of, roles
+from hetmem.testing.serving import ServingUnderTest
 
 __all__ = [
     "DeviceUnderTest",
     "RandomLoops",
     "ReferenceExecutor",
     "Role",
+    "ServingUnderTest",
     "check_policy",
     "checks_for",
     "drive",

@@ -1,13 +1,18 @@
-"""No number of a configuration is inert: changed by a tenth, it changes some output of some system."""
+"""No number is inert: changed by a tenth, in a configuration or in the catalogue, it changes some system's output.
+
+The catalogue's devices, models and workloads have tests of their own, key by key, beside their laws.
+"""
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import attrs
 import pytest
 
 import hetmem
+from hetmem import catalog
 from hetmem.errors import HetmemError
 from hetmem.study.compare import attempt
 from hetmem.study.scenario import Scenario, scenario
@@ -25,6 +30,14 @@ PROBES: dict[str, dict[str, Any]] = {
     },
     "resident-bare": {"system": "resident", "model": "opt-13b", "settings": {"machine.live_context": False}},
     "resident-shards": {"system": "resident", "model": "opt-13b", "gpu": "rtx-4090"},
+    "resident-published": {
+        "system": "resident",
+        "model": "opt-6.7b",
+        "gpu": "rtx-4090",
+        "gpus": 1,
+        "assumptions": "as-published",
+        "workload": fixed(1000, 2, 1),
+    },
     "tight": {"system": "resident", "model": "opt-13b", "settings": {"serving.kv_blocks": 7}},
     "budget": {
         "system": "resident",
@@ -40,6 +53,28 @@ PROBES: dict[str, dict[str, Any]] = {
     },
     "accelerate": {"system": "accelerate", "model": "opt-30b"},
     "accelerate-published": {"system": "accelerate", "model": "opt-30b", "assumptions": "as-published"},
+    "flexgen": {"system": "flexgen", "model": "opt-30b"},
+    "flexgen-cpu": {  # grouped queries, so that the CPU computes; blocks of the cache on several channels
+        "system": "flexgen",
+        "model": "llama2-70b",
+        "workload": fixed(1000, 3, 64),
+        "policies": {"attention": "cpu"},
+        "settings": {"machine.host.interleave_bytes": 4096},
+    },
+    "flexgen-published": {"system": "flexgen", "model": "opt-30b", "assumptions": "as-published"},
+    "flexgen-small-blocks": {
+        "system": "flexgen",
+        "model": "llama2-70b",
+        "workload": fixed(1000, 3, 64),
+        "policies": {"attention": "cpu"},
+        "settings": {"serving.block_tokens": 2},
+    },
+    "flexgen-disk": {
+        "system": "flexgen",
+        "model": "opt-30b",
+        "workload": fixed(1000, 3, 16),
+        "settings": {"machine.host.capacity_bytes": 40_000_000_000},
+    },
     "ndp": {"system": "ndp-dimm", "model": "opt-30b"},
     "ndp-published": {
         "system": "ndp-dimm",
@@ -49,7 +84,7 @@ PROBES: dict[str, dict[str, Any]] = {
     },
 }
 
-BOUNDS = ("machine.pcie.peak_gbs", "machine.gpu_link.peak_gbs")
+BOUNDS = ("machine.pcie.peak_gbs", "machine.gpu_link.peak_gbs", "assumptions.as-published.link_peak_gbs")
 
 
 def _scenario(probe: str, path: str | None = None, value: Any = None) -> Scenario:
@@ -83,10 +118,10 @@ def _nudged(value: float) -> list[float]:
     return [value * 1.1, value * 0.9] if value else [0.1]
 
 
-@pytest.fixture(scope="module")
-def before() -> dict[str, str]:
-    """The outputs of every probe as it stands."""
-    return {probe: _outputs(_scenario(probe)) for probe in PROBES}
+@cache
+def _before(probe: str) -> str:
+    """Return the outputs of a probe as it stands."""
+    return _outputs(_scenario(probe))
 
 
 def _paths() -> list[tuple[str, list[str]]]:
@@ -100,7 +135,7 @@ def _paths() -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize(("path", "probes"), _paths(), ids=lambda item: item if isinstance(item, str) else "")
-def test_no_number_of_the_configuration_is_inert(path: str, probes: list[str], before: dict[str, str]) -> None:
+def test_no_number_of_the_configuration_is_inert(path: str, probes: list[str]) -> None:
     for probe in probes:
         asked = _scenario(probe)
         value = dict(_numbers(asked.configuration()))[path]
@@ -109,13 +144,55 @@ def test_no_number_of_the_configuration_is_inert(path: str, probes: list[str], b
                 changed = _outputs(_scenario(probe, path, nudged))
             except HetmemError:
                 continue  # out of range in this direction
-            if changed != before[probe]:
+            if changed != _before(probe):
                 return
     if path in BOUNDS:  # a nominal rate: what a path may not exceed
         with pytest.raises(HetmemError):
             _scenario(probes[0], path, value / 4).configuration()
         return
     pytest.fail(f"{path} has no effect on {', '.join(probes)}")
+
+
+def _leaves(value: Any, rebuild: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (name, changed whole) for every number in a catalogue value, both ways."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            for name, changed in _leaves(inner, lambda new, key=key: rebuild({**value, key: new})):
+                yield f".{key}{name}", changed
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield "", [rebuild(new) for new in _nudged(value)]
+
+
+CATALOGUE = [
+    (kind, entry, key, name, changed)
+    for kind in ("machines", "assumptions", "ndp")
+    for entry in catalog.ids(kind)
+    for key, fact in catalog.entry(kind, entry).facts.items()
+    for name, changed in _leaves(fact.value, lambda new: new)
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry", "key", "name", "changed"), CATALOGUE, ids=[f"{k}.{e}.{key}{n}" for k, e, key, n, _ in CATALOGUE]
+)
+def test_no_number_of_the_catalogue_is_inert(kind: str, entry: str, key: str, name: str, changed: list[Any]) -> None:
+    for probe in PROBES:
+        asked = _scenario(probe)
+        if entry not in (asked.system.preset, asked.assumptions, asked.dimm_preset):
+            continue
+        for value in changed:
+            with catalog.patched(kind, entry, key, value):
+                try:
+                    after = _outputs(_scenario(probe))
+                except HetmemError:
+                    continue
+            if after != _before(probe):
+                return
+    if f"{kind}.{entry}.{key}" in BOUNDS:
+        with catalog.patched(kind, entry, key, changed[0] / 4), pytest.raises(HetmemError):
+            _scenario("flexgen-published").configuration()
+        return
+    pytest.fail(f"{kind}.{entry}.{key}{name} has no effect")
 
 
 def test_an_unknown_key_is_refused_by_name() -> None:

@@ -1,0 +1,87 @@
+"""The scenario scripts, run small: a table on standard output and a picture."""
+
+import importlib.util
+import struct
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+
+mpl.use("Agg")
+SCENARIOS = Path(__file__).resolve().parents[2] / "scenarios"
+SMALL = {
+    "compare_chat": ["resident", "ndp-dimm", "--model", "opt-13b", "--workload", "lengths.csv", "--requests", "2"],
+    "batch_sweep": ["--systems", "resident", "ndp-dimm", "--batches", "2", "1", "--output", "2"],
+    "dimm_count": ["--dimms", "4", "16", "8", "--batch", "2", "--output", "2"],
+}
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"scenario_{name}", SCENARIOS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_all_scripts_are_tested():
+    assert {path.stem for path in SCENARIOS.glob("*.py")} == set(SMALL)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_script_prints_a_table_and_writes_a_picture(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("lengths.csv").write_text("in_tokens,out_tokens\n64,3\n32,5\n")
+    out = tmp_path / "deep" / "picture.png"
+    script(name).main([*SMALL[name], "--out", str(out)])
+    printed = capsys.readouterr().out
+    assert f"figure: {out}" in printed
+    for expected in ("ndp-dimm", "as-published", "fair", "datasheet"):
+        assert expected in printed
+    header = out.read_bytes()[:24]
+    assert header.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", header[16:])
+    assert width > 800
+    assert height > 300
+    assert mpl.pyplot.get_fignums() == []
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_script_refuses_bad_input_with_one_line_and_writes_nothing(name, tmp_path, capsys):
+    out = tmp_path / "picture.png"
+    with pytest.raises(SystemExit) as stopped:
+        script(name).main(["--model", "opt-13", "--out", str(out)])
+    assert stopped.value.code == 2
+    assert "did you mean 'opt-13b'?" in capsys.readouterr().err.splitlines()[-1]
+    assert not out.exists()
+
+
+def test_batch_table_has_a_column_per_batch_and_names_refusals():
+    module = script("batch_sweep")
+    import hetmem
+    from hetmem.study.compare import compare
+
+    def at(batch):
+        return compare(["resident"], model="llama2-70b", workload=hetmem.fixed(128, 2, batch), assumptions=["fair"])
+
+    results = {1: at(1), 512: at(512)}
+    frame = module.table(results)
+    assert list(frame.columns) == ["batch 1", "batch 512"]
+    cells = frame.loc[("resident", "fair", "-")].tolist()
+    assert cells == [f"{results[1].rows[0]['tokens_per_s']:.4g}", "refused"]
+
+
+def test_dimm_table_gives_the_speed_up_over_the_fewest_that_hold_the_model():
+    module = script("dimm_count")
+    import hetmem
+    from hetmem.study.compare import compare
+
+    def at(dimms):
+        return compare(["ndp-dimm"], model="llama2-70b", workload=hetmem.fixed(64, 2, 1), dimms=dimms,
+                       assumptions=["fair"], dimm_presets=["datasheet"])  # fmt: skip
+
+    frame = module.table({count: at(count) for count in (2, 8, 16)})
+    assert frame["dimms"].tolist() == [2, 8, 16]
+    assert frame["bound"][0].startswith("refused: ")
+    assert frame["speedup"].isna().tolist() == [True, False, False]
+    assert frame["speedup"][1] == 1.0
+    assert frame["speedup"][2] == pytest.approx(frame["tokens_per_s"][2] / frame["tokens_per_s"][1])
