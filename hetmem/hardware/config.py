@@ -192,6 +192,7 @@ class MachinePreset:
     cpu: str
     ssd: str | None = None
     dimm: bool = False
+    host_on_request: bool = False
     host_device: str | None = None
     host_channels: int = 1
     host_capacity_bytes: int = 0
@@ -211,7 +212,7 @@ def assumptions(name: str) -> Assumptions:
 def machine(
     preset: str, assumed: str = "fair", *, gpu_id: str | None = None, gpus: int | None = None,
     dimms: int | None = None, multipliers: int | None = None, dimm_preset: str = "datasheet", stack: str | None = None,
-    stages: int = 1,
+    stages: int = 1, host: bool = False,
 ) -> MachineConfig:  # fmt: skip
     """Return the machine of ``preset`` under the assumption set ``assumed``.
 
@@ -227,6 +228,8 @@ def machine(
         The software stack whose kernel times hold, where the assumption set has no say in it.
     stages
         Pipeline stages that the GPUs form.
+    host
+        Whether host DRAM takes part, in a machine that has it on request.
 
     Raises
     ------
@@ -239,9 +242,9 @@ def machine(
     ndp = _believed_dimms(ndp_dimms(dimm_preset), belief, dimms, multipliers) if parts.dimm else None
     if ndp is None and (dimms is not None or multipliers is not None):
         raise ConfigError("dimms" if dimms is not None else "multipliers", f"machine {preset} has no NDP-DIMMs")
-    host = None
-    if parts.host_device is not None:
-        host = HostMemory(
+    dram = None
+    if parts.host_device is not None and (host or not parts.host_on_request):
+        dram = HostMemory(
             device=parts.host_device, channels=parts.host_channels, capacity_bytes=parts.host_capacity_bytes,
             interleave_bytes=parts.host_interleave_bytes, sustained=belief.dram_efficiency,
             dimm_bytes=parts.host_dimm_bytes, dimm_idle_w=parts.host_dimm_idle_w,
@@ -259,7 +262,7 @@ def machine(
         pcie=_believed_link(link(card.host_link), belief),
         prefill_gbs=belief.prefill_gbs,
         pageable_copies=belief.pageable_copies,
-        host=host,
+        host=dram,
         cpu=cpu(parts.cpu),
         ssd=None if parts.ssd is None else ssd(parts.ssd),
         dimm=ndp,

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 from attrs import Factory, field, frozen
 
-from hetmem.engine.graph import Template
+from hetmem.engine.graph import TaskGraph, Template
 from hetmem.engine.step import Plan, StepOutcome, StepView
+from hetmem.engine.swap import KvMoves
 from hetmem.errors import UnsupportedError
 from hetmem.hardware.config import MachineConfig
 from hetmem.hardware.ledger import Ledger
@@ -30,7 +31,8 @@ class Setup:
     tokens any request of the run reaches and ``batch`` the most sequences at once, for systems that place memory
     beforehand. They need room for ``kv_tokens`` in the KV cache, its blocks and its share of the free memory
     accounted for, and no step computes more than ``step_tokens`` new tokens. ``attention`` says how a step with
-    prefill and decodes launches attention (:data:`hetmem.system.ops.COMPOSITIONS`).
+    prefill and decodes launches attention (:data:`hetmem.system.ops.COMPOSITIONS`); ``kv_memory`` names the memory
+    of the KV cache, None the system's own choice.
     """
 
     model: ModelSpec
@@ -45,6 +47,7 @@ class Setup:
     kv_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
     step_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
     attention: str = "sum"
+    kv_memory: str | None = None
 
 
 class System(ABC):
@@ -62,10 +65,16 @@ class System(ABC):
     moe_only: ClassVar[str | None] = None
     #: Whether weights are split over near-data DIMMs, so that a DIMM preset matters.
     has_dimms: ClassVar[bool] = False
+    #: Whether it runs on any number of GPUs, in tensor-parallel shards and pipeline stages.
+    any_gpus: ClassVar[bool] = False
 
     def __init__(self, setup: Setup) -> None:
         if self.moe_only and not setup.model.n_experts:
             raise UnsupportedError(self.name, f"{self.moe_only}; {setup.model.id} is dense")
+        if setup.machine.stages > 1 and not self.any_gpus:
+            raise UnsupportedError(self.name, f"has no pipeline stages, and the machine has {setup.machine.stages}")
+        if setup.kv_memory is not None and not self.any_gpus:
+            raise UnsupportedError(self.name, f"places its KV cache itself, not in {setup.kv_memory}")
         self.setup = setup
         self.model, self.precision, self.config = setup.model, setup.precision, setup.machine
         self.templates: dict[Any, Template] = {}
@@ -91,6 +100,14 @@ class System(ABC):
     @abstractmethod
     def plan(self, view: StepView) -> Plan:
         """Return the step's plan; pure and repeatable."""
+
+    def swap_memories(self) -> tuple[str, ...]:
+        """Return the memories that keys and values of preempted sequences can go to."""
+        return ()
+
+    def swap_graph(self, moves: KvMoves) -> TaskGraph:
+        """Return the graph of the copies to and from the swap space before a step."""
+        raise UnsupportedError(self.name, "has no memory to swap keys and values to")
 
     def decisions(self) -> Mapping[str, Any]:
         """Return what was decided before the run, as plain values for its manifest."""
