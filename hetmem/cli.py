@@ -28,6 +28,14 @@ app = cyclopts.App(
 )
 Sets = Literal["as-published", "fair", "both"]
 DimmPresets = Literal["paper-fit", "datasheet", "both"]
+Preempt = Literal["recompute", "swap"]
+Composition = Literal["sum", "mixed"]
+
+# Options of serving and parallelism, by the names that simulate() knows as well.
+_SERVING = (
+    "tp", "pp", "stack", "token_budget", "kv_blocks", "block_size", "preempt", "swap_to", "admission", "host_step_us",
+    "attention", "kv_memory", "prefix_reuse",
+)  # fmt: skip
 
 
 @Parameter(name="*")
@@ -55,10 +63,36 @@ class Options:
         Another GPU: an id of `hetmem list devices`.
     gpus
         Number of GPUs.
+    tp
+        GPUs that share a layer by tensor parallelism; by default all of a stage.
+    pp
+        Pipeline stages; --tp times --pp is the number of GPUs.
+    stack
+        Software stack whose measured kernel times hold, such as vidur or vllm-0.14.
     dimms
         Number of NDP-DIMMs.
     multipliers
         Multipliers of each NDP core.
+    token_budget
+        The most new tokens of a step: longer prompts are processed in chunks.
+    kv_blocks
+        Blocks of the KV cache; by default 0.9 of the free memory.
+    block_size
+        Tokens of a KV block.
+    preempt
+        Whether a sequence whose blocks are needed is computed again or swapped out.
+    swap_to
+        Memory that sequences are swapped to, with --preempt swap: by default host.
+    admission
+        Order in which requests are admitted: fcfs, or shortest for the shortest prompt first.
+    host_step_us
+        Microseconds of the engine's own work per step, before its kernels.
+    attention
+        Attention of a step with prefill and decodes: a kernel each (sum), or one for all (mixed).
+    kv_memory
+        Memory of the KV cache: host puts it in host DRAM.
+    prefix_reuse
+        Reuse prompt blocks that others have computed, where a trace names them by hash.
     policy
         ROLE=NAME, as in `hetmem list policies`; repeatable.
     set_
@@ -82,8 +116,21 @@ class Options:
     rate: float | None = None
     gpu: str | None = None
     gpus: int | None = None
+    tp: int | None = None
+    pp: int | None = None
+    stack: str | None = None
     dimms: int | None = None
     multipliers: int | None = None
+    token_budget: int | None = None
+    kv_blocks: int | None = None
+    block_size: int | None = None
+    preempt: Preempt | None = None
+    swap_to: str | None = None
+    admission: str | None = None
+    host_step_us: float | None = None
+    attention: Composition | None = None
+    kv_memory: str | None = None
+    prefix_reuse: bool | None = None
     policy: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = ()
     set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=(), consume_multiple=False)] = field(default=())
     truncate: Annotated[bool, Parameter(negative=())] = False
@@ -105,6 +152,7 @@ class Options:
             "rate": self.rate, "gpu": self.gpu, "gpus": self.gpus, "dimms": self.dimms,
             "multipliers": self.multipliers, "policies": _pairs("policy", self.policy),
             "settings": _pairs("set", self.set_), "truncate": self.truncate, "seed": self.seed,
+            **{name: getattr(self, name) for name in _SERVING},
         }  # fmt: skip
 
 
@@ -173,6 +221,49 @@ def reproduce_command(name: str, /, *, json: Annotated[bool, Parameter(negative=
         _print_json(as_json(rows))
     else:
         show.reproduction(name, rows)
+    return 0
+
+
+@app.command(name="calibrate")
+def calibrate_command(
+    table: Path, /, *, device: str,
+    where: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = (),
+    shapes: Path | None = None,
+    hold_out: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = (),
+    out: Path | None = None, plot: Path | None = None, stack: str = "user",
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:  # fmt: skip
+    """Fit the kernel laws of a GPU to measured kernel times, with cross-validated error.
+
+    Parameters
+    ----------
+    table
+        CSV with the columns m,n,k,time_us or batch,n_q,n_kv,head_dim,kv_len,time_us, or of a known profile.
+    device
+        Id of the GPU, whose datasheet supplies the peaks.
+    where
+        Condition for rows to use, such as gpu=a100, n>=1024 or batch%8=0; repeatable.
+    shapes
+        CSV with the dimensions of the models that the table names; by default from the catalogue.
+    hold_out
+        Condition for rows to test on and not to fit, such as model=internlm-20b; repeatable.
+    out
+        TOML file for the device entry; a catalogue folder's kernel_laws.toml is used from then on.
+    plot
+        Image of predicted over measured times.
+    stack
+        Name of the software stack that was measured.
+    json
+        Print JSON.
+    """
+    from hetmem.study.calibrate import calibrate
+
+    with show.waiting(f"calibrating {device}"):
+        found = calibrate(table, device, where, shapes, hold_out, out, plot, stack=stack)
+    if json:
+        _print_json(found.as_dict())
+    else:
+        show.calibration(found)
     return 0
 
 

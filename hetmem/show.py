@@ -13,6 +13,7 @@ from hetmem.study.scenario import POLICIES, Scenario
 from hetmem.system import SYSTEMS
 
 if TYPE_CHECKING:
+    from hetmem.study.calibrate import Calibration
     from rich.console import Console
     from rich.table import Table
 
@@ -159,6 +160,34 @@ def _tolerance(row: Row) -> str:
     if isinstance(row.tolerance, tuple):
         return f"{row.tolerance[0]:g} to {row.tolerance[1]:g}"
     return f"±{row.tolerance:.0%}"
+
+
+def calibration(found: "Calibration") -> None:
+    """Print the laws that were fitted, their parameters, and their errors beside the naive roofline's."""
+    from rich.table import Table
+
+    out = console()
+    laws = Table(title=f"{found.device}, stack {found.stack}: {found.table} ({found.form})", title_justify="left")
+    for head in ("kernel", "law", "parameters (* on a bound)", "cross-validated\nmedian / p90 %", "rows"):
+        laws.add_column(head)
+    errors = Table(title="errors, median / p90 %", title_justify="left")
+    for head in ("kernel and size", "rows of", "law", "roofline + 5 us", "rows"):
+        errors.add_column(head)
+    told = found.as_dict()
+    for name, one in told["kernels"].items():
+        marks = ((key, _short(value) if isinstance(value, float) else str(value), "*" * (key in one["at_bound"]))
+                 for key, value in one["parameters"].items())  # fmt: skip
+        crossed = one["cross_validated"]
+        laws.add_row(name, one["law"], ", ".join(f"{k} {v}{m}" for k, v, m in marks), _error(crossed), str(crossed["rows"]))
+    for group in ("fitted", "held_out"):
+        for name, one in told[group].items():
+            errors.add_row(name, group.replace("_", " "), _error(one["law"]), _error(one["naive"]), str(one["law"]["rows"]))
+    out.print(laws)
+    out.print(errors)
+
+
+def _error(one: dict[str, Any]) -> str:
+    return f"{one['median_pct']:.1f} / {one['p90_pct']:.1f}"
 
 
 def listing(what: str) -> list[dict[str, Any]]:

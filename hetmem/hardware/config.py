@@ -250,6 +250,8 @@ def machine(
             dimm_bytes=parts.host_dimm_bytes, dimm_idle_w=parts.host_dimm_idle_w,
             pj_per_bit=parts.host_pj_per_bit,
         )  # fmt: skip
+    if stack is not None:
+        gpu_law(card, stack)  # refused here if unknown, also where the assumption set has the say
     several = (parts.gpus if gpus is None else gpus) > 1
     return MachineConfig(
         gpu=card,

@@ -11,13 +11,15 @@ from hetmem.hardware.config import ASSUMPTIONS
 from hetmem.hardware.ndp import PRESETS
 from hetmem.model import ModelSpec
 from hetmem.monitor.save import SCHEMA_VERSION
-from hetmem.study.run import Run
+from hetmem.study.run import SERVED, Run
 from hetmem.study.scenario import Scenario, scenario
 from hetmem.study.settings import has_path, with_settings
 from hetmem.study.simulate import Progress, run_scenario
 from hetmem.system import SYSTEMS, System
 
-MEASURED = ("tokens_per_s", "energy_per_token_j", "ttft_s", "tpot_s", "latency_s", "time_share", "bound", "requests")
+MEASURED = (
+    "tokens_per_s", "energy_per_token_j", "ttft_s", "tpot_s", "latency_s", "time_share", "bound", "requests", *SERVED,
+)  # fmt: skip
 Report = Callable[[Scenario, float, int], None]
 
 
