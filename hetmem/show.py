@@ -15,7 +15,6 @@ from hetmem.system import SYSTEMS
 if TYPE_CHECKING:
     from hetmem.study.calibrate import Calibration
     from rich.console import Console
-    from rich.table import Table
 
 DEVICE_KINDS = ("gpus", "cpus", "dram", "links", "ssds", "ndp")
 WIDTH = 190  # of a table that goes into a file or a pipe
@@ -60,8 +59,7 @@ def comparison(result: Comparison) -> None:
     """Print a comparison as one table, and below it why systems refused and what is not counted."""
     from rich.table import Table
 
-    first = result.rows[0]
-    grid = Table(title=f"{first['model']}, workload {first['workload']}, seed {result.seed}", title_justify="left")
+    grid = Table(title=_title(result), title_justify="left")
     for name in ("system", "assumptions", "DIMM preset"):
         grid.add_column(name, no_wrap=True)
     for name in ("tokens/s", "TTFT s\np50 / p99", "TPOT ms\np50 / p99", "J/token", "requests\ndone / in"):
@@ -78,6 +76,18 @@ def comparison(result: Comparison) -> None:
     out.print(grid)
     for name, components in result.not_counted.items():
         out.print(f"energy of {name} does not count: {', '.join(components)}")
+
+
+def _title(result: Comparison) -> str:
+    first = result.rows[0]
+    parts = [str(first["model"]), f"workload {first['workload']}"]
+    for run in result.runs:
+        if run is not None:
+            size = run.configuration["serving"]["batch"]
+            static = run.scenario.batching() == "static"
+            parts.append(f"static batches of {size}" if static else f"at most {size} sequences at once")
+            break
+    return ", ".join([*parts, f"seed {result.seed}"])
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -150,7 +160,8 @@ def reproduction(name: str, rows: Sequence[Row]) -> None:
 
 
 def _off(row: Row) -> str:
-    assert row.paper and row.as_published is not None
+    assert row.paper
+    assert row.as_published is not None
     return f"{row.as_published / row.paper - 1:+.1%}"
 
 
@@ -215,14 +226,14 @@ def facts(name: str) -> list[dict[str, Any]]:
     UnknownNameError
         With a suggestion out of everything that can be shown.
     """
-    found = []
-    for system in SYSTEMS:
-        if catalog.normalize(system.name) == catalog.normalize(name):
-            found.append(_system_facts(system))
-    for kind in catalog.kinds():
-        for known in catalog.ids(kind):
-            if catalog.normalize(known) == catalog.normalize(name):
-                found.append(_entry_facts(catalog.entry(kind, known)))
+    wanted = catalog.normalize(name)
+    found = [_system_facts(system) for system in SYSTEMS if catalog.normalize(system.name) == wanted]
+    found += [
+        _entry_facts(catalog.entry(kind, known))
+        for kind in catalog.kinds()
+        for known in catalog.ids(kind)
+        if catalog.normalize(known) == wanted
+    ]
     if not found:
         everything = [known for kind in catalog.kinds() for known in catalog.ids(kind)]
         raise UnknownNameError("name", name, (*(system.name for system in SYSTEMS), *everything))

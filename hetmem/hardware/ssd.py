@@ -1,8 +1,9 @@
 """NVMe SSDs: the time of many requests of one size at a queue depth.
 
 Two limits: the bandwidth and, with few requests under way, their latency. Ignored: the controller's request rate,
-garbage collection, the write cache and its exhaustion, the file system, and a mixture of reads and writes. Bandwidth is a datasheet figure; the latency is assumed (40 to 80 us for 4 KB at
-depth one is usual) and no measured sweep backs the law between the limits.
+garbage collection, the write cache and its exhaustion, the file system, and a mixture of reads and writes. Bandwidth is
+a datasheet figure; the latency is assumed (40 to 80 us for 4 KB at depth one is usual) and no measured sweep backs the
+law between the limits.
 """
 
 import math

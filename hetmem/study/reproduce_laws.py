@@ -83,7 +83,7 @@ def links() -> list[Row]:
                     Row(
                         quantity=f"{direction} {path}", system="pcie3-x16", metric=f"{metric} error", unit="1",
                         paper=None, as_published=value, tolerance=limit,
-                        verdict=verdict(value, None, limit, fitted=True), note="the constants were fitted to this sweep",
+                        verdict=verdict(value, None, limit, fitted=True), note="the constants come from this sweep",
                     )
                 )  # fmt: skip
     return rows
