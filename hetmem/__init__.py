@@ -4,6 +4,7 @@ from hetmem import plot
 from hetmem._version import __version__
 from hetmem.errors import CapacityError, ConfigError, HetmemError, UnsupportedError
 from hetmem.hardware.config import machine
+from hetmem.hardware.device import device
 from hetmem.hardware.dram import memory
 from hetmem.hardware.link import link
 from hetmem.model import ModelSpec, load_model
@@ -22,6 +23,7 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "compare",
+    "device",
     "fixed",
     "from_file",
     "link",

@@ -203,7 +203,9 @@ def compare_command(
 
 
 @app.command(name="reproduce")
-def reproduce_command(name: str, /, *, json: Annotated[bool, Parameter(negative=())] = False) -> int:
+def reproduce_command(
+    name: str, /, *, json: Annotated[bool, Parameter(negative=())] = False, plot: Path | None = None
+) -> int:
     """Print a paper's results beside the simulator's, each with a verdict.
 
     Parameters
@@ -212,11 +214,15 @@ def reproduce_command(name: str, /, *, json: Annotated[bool, Parameter(negative=
         What to reproduce, such as hermes-baselines.
     json
         Print JSON.
+    plot
+        Image of published and simulated results, where the reproduction has one.
     """
-    from hetmem.study.reproduce import as_json, reproduce
+    from hetmem.study.reproduce import as_json, draw, reproduce
 
     with show.waiting(f"reproducing {name}"):
         rows = reproduce(name)
+        if plot is not None:
+            draw(name, plot)
     if json:
         _print_json(as_json(rows))
     else:

@@ -13,8 +13,9 @@ from hetmem.study.scenario import POLICIES, Scenario
 from hetmem.system import SYSTEMS
 
 if TYPE_CHECKING:
-    from hetmem.study.calibrate import Calibration
     from rich.console import Console
+
+    from hetmem.study.calibrate import Calibration
 
 DEVICE_KINDS = ("gpus", "cpus", "dram", "links", "ssds", "ndp")
 WIDTH = 190  # of a table that goes into a file or a pipe
@@ -188,11 +189,12 @@ def calibration(found: "Calibration") -> None:
     for name, one in told["kernels"].items():
         marks = ((key, _short(value) if isinstance(value, float) else str(value), "*" * (key in one["at_bound"]))
                  for key, value in one["parameters"].items())  # fmt: skip
-        crossed = one["cross_validated"]
-        laws.add_row(name, one["law"], ", ".join(f"{k} {v}{m}" for k, v, m in marks), _error(crossed), str(crossed["rows"]))
+        values, crossed = ", ".join(f"{k} {v}{m}" for k, v, m in marks), one["cross_validated"]
+        laws.add_row(name, one["law"], values, _error(crossed), str(crossed["rows"]))
     for group in ("fitted", "held_out"):
         for name, one in told[group].items():
-            errors.add_row(name, group.replace("_", " "), _error(one["law"]), _error(one["naive"]), str(one["law"]["rows"]))
+            law, naive = one["law"], one["naive"]
+            errors.add_row(name, group.replace("_", " "), _error(law), _error(naive), str(law["rows"]))
     out.print(laws)
     out.print(errors)
 

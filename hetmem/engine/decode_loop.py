@@ -67,7 +67,7 @@ class DecodeLoop:
         self.env, self.scheduler, self.kv, self.recorder = env, scheduler, kv, recorder
         self.batching, self.swap, self.prefixes = batching, swap, prefixes
         self.token_budget, self._progress = token_budget, progress
-        self.intake = Intake(env, requests, admission) if beside is None else beside.intake
+        self.intake: Intake = Intake(env, requests, admission) if beside is None else beside.intake
         self.running = RunningSet(kv.block_tokens)
         self.process = env.process(self._run())
 
@@ -98,9 +98,7 @@ class DecodeLoop:
                 continue
             moves = None if self.swap is None else self.swap.moves()
             intake.steps_in_flight += 1
-            outcome = yield self.scheduler.request(
-                _prefill_shape(prefills), decode, intake.running, len(intake), moves
-            )
+            outcome = yield self.scheduler.request(_prefill_shape(prefills), decode, intake.running, len(intake), moves)
             intake.steps_in_flight -= 1
             self._advance(decode, prefills, outcome)
             intake.wake()

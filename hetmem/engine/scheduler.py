@@ -21,7 +21,6 @@ from hetmem.hardware.clock import Clock
 from hetmem.hardware.ledger import Ledger
 from hetmem.model import StepShape
 
-
 ENGINE = "host.engine"  # apart from "host", the port of the host's memory
 
 

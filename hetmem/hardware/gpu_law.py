@@ -40,9 +40,9 @@ class DecodeAttention(NamedTuple):
 
 
 class PrefillAttention(NamedTuple):
-    """``count`` launches of a chunk of ``chunk`` new tokens after ``cached`` ones."""
+    """``launches`` of a chunk of ``chunk`` new tokens after ``cached`` ones."""
 
-    count: int
+    launches: int
     chunk: float
     cached: float
     q_heads: float
@@ -58,7 +58,7 @@ class MixedAttention(NamedTuple):
 
 
 class Elementwise(NamedTuple):
-    """A kernel of ``kind``; a norm with ``adds`` residual additions over ``values`` values, where the stack splits them."""
+    """A kernel of ``kind``; a norm holds ``adds`` residual additions of ``values`` values, which a stack may split."""
 
     kind: str
     adds: int = 0
@@ -126,7 +126,7 @@ class GpuLaw:
             case DecodeAttention():
                 seconds = laws.law("decode_attention").seconds(self._cache(peaks, call), *call[:5])
             case PrefillAttention():
-                seconds = call.count * laws.law("prefill_attention").seconds(peaks, *call[1:])
+                seconds = call.launches * laws.law("prefill_attention").seconds(peaks, *call[1:])
             case MixedAttention():
                 alone = self._seconds(laws, peaks, 0.0, call.prefill)
                 seconds = laws.law("mixed_attention").seconds(self._cache(peaks, call.decode), alone, *call.decode[:5])

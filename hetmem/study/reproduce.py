@@ -5,6 +5,7 @@ is what the paper's own numbers give here, ``fair`` what remains when every syst
 """
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -64,8 +65,9 @@ def reproductions() -> dict[str, Reproduction]:
     """Return every reproduction by name."""
     from hetmem.study.reproduce_hermes_baselines import hermes_baselines
     from hetmem.study.reproduce_laws import dram, links
+    from hetmem.study.reproduce_serving import serving
 
-    return {"hermes-baselines": hermes_baselines, "dram": dram, "links": links}
+    return {"hermes-baselines": hermes_baselines, "dram": dram, "links": links, "serving": serving}
 
 
 def reproduce(name: str) -> list[Row]:
@@ -80,6 +82,22 @@ def reproduce(name: str) -> list[Row]:
     if name not in known:
         raise UnknownNameError("reproduction", name, tuple(known))
     return known[name]()
+
+
+def draw(name: str, path: Path) -> None:
+    """Save the picture of the reproduction ``name``.
+
+    Raises
+    ------
+    UnknownNameError
+        When there is no such reproduction, or it has no picture.
+    """
+    from hetmem.study import reproduce_serving
+
+    pictures = {"serving": reproduce_serving.plot}
+    if name not in pictures:
+        raise UnknownNameError("reproduction with a picture", name, tuple(pictures))
+    pictures[name](path)
 
 
 def as_json(rows: Iterable[Row]) -> dict[str, Any]:

@@ -4,15 +4,11 @@ Both need the data files, which are not part of the package: ``HETMEM_SHARED_DAT
 simulated or measured value, ``as_published`` what the law gives.
 """
 
-import csv
-import os
-from pathlib import Path
-
 import numpy as np
 
-from hetmem.errors import ConfigError
 from hetmem.hardware.dram import memory
 from hetmem.hardware.link import link
+from hetmem.study.measured import read_rows
 from hetmem.study.reproduce import Row, verdict
 
 CONSTANT = 0.9
@@ -20,22 +16,11 @@ DRAM_LIMITS = {"2 KB and more, and streams": (0.025, 0.08), "below 2 KB": (0.05,
 LINK_LIMITS = {"median": 0.03, "maximum": 0.12}
 
 
-def _read(relative: str) -> list[dict[str, str]]:
-    root = os.environ.get("HETMEM_SHARED_DATA")
-    if root is None:
-        raise ConfigError("HETMEM_SHARED_DATA", f"must name the folder that holds {relative}")
-    path = Path(root) / relative
-    if not path.is_file():
-        raise ConfigError("HETMEM_SHARED_DATA", f"{path} is not there")
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def dram() -> list[Row]:
     """Return the DRAM law on one stream of reads, a row per device and chunk size, and its errors."""
     rows: list[Row] = []
     errors: dict[str, list[tuple[float, float]]] = {name: [] for name in DRAM_LIMITS}
-    for row in _read("dram/sustained.csv"):
+    for row in read_rows("dram/sustained.csv"):
         if (row["mapping"], row["streams"], row["refresh"]) != ("bgfirst", "1", "ref") or float(row["write_frac"]):
             continue
         chunk = float(row["chunk_bytes"]) or None
@@ -69,7 +54,7 @@ def dram() -> list[Row]:
 
 def links() -> list[Row]:
     """Return the PCIe 3 law on the measured sweep from 4 KiB up: the error of the transfer time, four columns."""
-    table = [row for row in _read("kernels/pcie3_memcpy_sweep_gbs.csv") if int(row["bytes"]) >= 4096]
+    table = [row for row in read_rows("kernels/pcie3_memcpy_sweep_gbs.csv") if int(row["bytes"]) >= 4096]
     size = np.array([float(row["bytes"]) for row in table])
     rows = []
     for path in ("pinned", "pageable"):

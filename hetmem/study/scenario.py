@@ -160,13 +160,13 @@ class Scenario:
             # The reserve stands for an engine's rule of how many blocks it takes; a stated number needs no rule.
             given = attrs.evolve(given, gpu_usable=1.0)
         swap_to = self.swap_to or (DEFAULT_SWAP_MEMORY if self.preempt == "swap" else None)
-        asked = {
+        asked: dict[str, Any] = {
             "token_budget": self.token_budget, "kv_blocks": self.kv_blocks, "block_tokens": self.block_size,
             "preempt": self.preempt, "swap_to": swap_to, "attention": self.attention, "kv_memory": self.kv_memory,
             "host_step_s": None if self.host_step_us is None else self.host_step_us * 1e-6,
             "prefix_reuse": self.prefix_reuse,
         }  # fmt: skip
-        defaults = {
+        defaults: dict[str, Any] = {
             "batch": self.batch or int(getattr(self.workload, "batch", DEFAULT_BATCH)),
             "token_budget": None if self.batching() == "static" else DEFAULT_TOKEN_BUDGET,
         }
@@ -189,11 +189,10 @@ class Scenario:
             )  # fmt: skip
 
         found = built(gpus)
-        if gpus is None and self.gpu is not None and self.system.any_gpus and found.gpus > 1:
-            # The number of GPUs of a preset is that of its own GPU; one of another kind may do.
-            if self.model.weight_bytes(self.precision) <= found.gpu_usable_bytes:
-                return built(1)
-        return found
+        # The number of GPUs of a preset is that of its own GPU; one of another kind may do.
+        others = gpus is None and self.gpu is not None and self.system.any_gpus and found.gpus > 1
+        fits_one = self.model.weight_bytes(self.precision) <= found.gpu_usable_bytes
+        return built(1) if others and fits_one else found
 
     def _uses_host(self) -> bool:
         """Return whether keys and values go to host DRAM."""

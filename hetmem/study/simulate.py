@@ -146,7 +146,8 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
         counters=counters,
         configuration=unstructured(config) | {"workload": asked.workload.describe(), "seed": asked.seed,
                                               "assumptions": asked.assumptions, "dimm_preset": asked.dimm_preset,
-                                              "decisions": dict(planner.decisions()), "stack": config.machine.gpu_law.stack},
+                                              "decisions": dict(planner.decisions()),
+                                              "stack": config.machine.gpu_law.stack},
     )  # fmt: skip
 
 

@@ -18,7 +18,8 @@ from hetmem.engine.graph import Cost
 from hetmem.errors import ConfigError
 from hetmem.hardware.gpu_law import Call, DecodeAttention, Elementwise, Gemm, GpuLaw, MixedAttention, PrefillAttention
 from hetmem.model import Kernel, ModelSpec, Precision, StepShape, expected_experts, head_kernels, layer_kernels
-from hetmem.model.kernels import ATTENTION, attention_kernels
+from hetmem.model.kernels import ATTENTION as ATTENTION
+from hetmem.model.kernels import attention_kernels
 from hetmem.units import to_ps
 
 REPLICATED = ("attn_norm", "mlp_norm", "final_norm", "router", "embedding")
@@ -191,7 +192,10 @@ class GpuOps:
             "down": (uses / experts, spec.d_model, spec.d_ff / shards),
             "lm_head": (float(shape.sampled), spec.vocab / shards, spec.d_model),
         }
-        return Gemm(*map(float, shapes[name]), experts) if name in shapes else None
+        if name not in shapes:
+            return None
+        m, n, k = map(float, shapes[name])
+        return Gemm(m, n, k, experts)
 
 
 def attention(model: ModelSpec, shape: StepShape, precision: Precision) -> tuple[Kernel, ...]:

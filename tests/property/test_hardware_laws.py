@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from hetmem import catalog
 from hetmem.hardware.dram import MAPPINGS, MemorySystem, memory
-from hetmem.hardware.gpu_law import gpu_law
 from hetmem.hardware.gpu import gpu
+from hetmem.hardware.gpu_law import gpu_law
 from hetmem.hardware.link import link
 from hetmem.hardware.ssd import ssd
 
