@@ -242,7 +242,7 @@ class DecodeLoop:
     def _drop(self, seq: Sequence) -> None:
         self.intake.dropped += 1
         self.intake.generated += seq.generated
-        self.recorder.dropped(seq.id, seq.arrival_ps, seq.prompt, seq.output, NO_KV)
+        self.recorder.dropped(seq.id, seq.arrival_ps, seq.prompt, seq.output, NO_KV, seq.preemptions)
         self._report()
 
     def _report(self) -> None:

@@ -6,6 +6,8 @@ Pipeline parallelism: each stage holds a run of layers and hands the residual st
 is left where the decode loops, one per stage, do not keep all stages busy.
 The KV cache may be in host DRAM instead: each layer's keys and values are then copied to the GPU before its
 attention, and the new ones back beside it.
+Kernels that follow each other on the same GPUs, with nothing in between, are one task unless the run is traced: the
+ticks are the same. A stage is always one, for an engine does not let another batch in between its kernels.
 Not modelled: sequence parallelism, overlap of collectives with kernels, copies ahead of the layer that needs them.
 """
 
@@ -29,6 +31,7 @@ from hetmem.system.ops import GpuOps, Op, total
 from hetmem.system.parts import gpu_link, gpu_memories, gpu_units, host_memories, host_units, stage_link
 from hetmem.units import to_ps
 
+ATTENTION = "attention"
 REDUCED = ("proj", "down")  # each shard holds a partial sum after these
 KV_WAYS = {"kv.in": "h2d", "kv.out": "d2h"}
 
@@ -61,6 +64,7 @@ class Resident(System):
         self.tier = None if self.config.host is None else HostTier(self.config, self.config.host)
         if setup.kv_memory not in (None, MEMORY) or (setup.kv_memory and self.tier is None):
             raise UnsupportedError(self.name, f"its KV cache is in GPU memory or in {MEMORY}, not in {setup.kv_memory}")
+        self.one_by_one = setup.detailed and len(self.stages) == 1
         self.kv_outside = setup.kv_memory == MEMORY
         # Keys and values that a token leaves in one layer, on one GPU.
         self.kv_token_bytes = stored_bytes(2 * self.ops.kv_heads * self.model.head_dim, self.precision.kv_bits)
@@ -114,12 +118,13 @@ class Resident(System):
         tokens = total(view.prefill, view.decode)
         layer, head = self.ops.layer(view.prefill, view.decode), self.ops.head(tokens)
         costs: dict[str, Cost] = {}
+        runs = (self._runs(layer), self._runs(head))
         for stage in self.stages:
             times, last = stage.blocks[0][1], stage.index == len(self.stages) - 1
-            for ops, count in ((layer, times), (head if last else (), 1)):
-                for op in ops:
-                    slot = stage.prefix + op.name
-                    costs[slot + ".compute"], costs[slot + ".memory"] = self.ops.price(op, count)
+            for run in runs[0]:
+                self._price(stage.prefix, run, times, costs)
+            for run in runs[1] if last else ():
+                self._price(stage.prefix, run, 1, costs)
             if self.shards > 1:
                 costs[f"{stage.prefix}allreduce"] = self._allreduce(tokens, times)
             if not last:
@@ -128,7 +133,31 @@ class Resident(System):
                 costs |= self._kv_costs(stage, tokens, times)
         if self.shards > 1:
             costs["gather"] = self._gather(tokens)
-        return Plan(self._template(tuple(layer), tuple(head)).bind(costs))
+        return Plan(self._template(runs).bind(costs))
+
+    def _runs(self, ops: list[Op]) -> list[list[Op]]:
+        """Return the launches in runs that are one task each; a run ends where something else comes between."""
+        if self.one_by_one:
+            return [[op] for op in ops]
+        runs: list[list[Op]] = [[]]
+        for op in ops:
+            alone = self.kv_outside and op.name.startswith(ATTENTION)
+            if alone and runs[-1]:
+                runs.append([])
+            runs[-1].append(op)
+            if alone or (self.shards > 1 and op.name in REDUCED):
+                runs.append([])
+        return runs if runs[-1] else runs[:-1]
+
+    def _price(self, prefix: str, run: list[Op], times: int, costs: dict[str, Cost]) -> None:
+        slot = prefix + _name(run)
+        whole = memory = n_bytes = 0
+        for op in run:
+            compute_leg, memory_leg = self.ops.price(op, times)
+            whole += compute_leg.ps
+            memory += memory_leg.ps
+            n_bytes += memory_leg.bytes
+        costs[slot + ".compute"], costs[slot + ".memory"] = Cost(whole), Cost(memory, 0, n_bytes)
 
     def _hidden_bytes(self, tokens: StepShape) -> int:
         return tokens.tokens * self.model.d_model * self.precision.activation_bits // 8
@@ -165,8 +194,9 @@ class Resident(System):
         assert link is not None  # machines of several GPUs have one
         return link
 
-    def _template(self, layer: tuple[Op, ...], head: tuple[Op, ...]) -> Template:
-        key = tuple(op.name for op in layer)
+    def _template(self, runs: tuple[list[list[Op]], list[list[Op]]]) -> Template:
+        layer, head = runs
+        key = tuple(_name(run) for run in layer)
         if key not in self.templates:
             graph = GraphBuilder()
             at = graph.join()
@@ -181,17 +211,17 @@ class Resident(System):
             self.templates[key] = graph.build()
         return self.templates[key]
 
-    def _lower(self, graph: GraphBuilder, stage: Stage, ops: tuple[Op, ...], at: int, count: int = 1) -> int:
-        attends = [op.name for op in ops if op.name.startswith("attention")]
-        for op in ops:
-            slot = stage.prefix + op.name
+    def _lower(self, graph: GraphBuilder, stage: Stage, runs: list[list[Op]], at: int, count: int = 1) -> int:
+        attends = [run for run in runs if run[0].name.startswith(ATTENTION)]
+        for run in runs:
+            slot = stage.prefix + _name(run)
             written: list[int] = []
-            if self.kv_outside and attends and op.name == attends[0]:
+            if self.kv_outside and attends and run is attends[0]:
                 written = self._copies(graph, stage, "kv.out", at, count)
                 at = graph.join(self._copies(graph, stage, "kv.in", at, count))
             legs = [graph.kernel(slot, f"gpu{gpu}", f"gpu{gpu}.hbm", at) for gpu in stage.gpus]
             at = legs[0] if len(legs) == 1 and not written else graph.join([*legs, *written])
-            if self.shards > 1 and op.name in REDUCED:
+            if self.shards > 1 and run[-1].name in REDUCED:
                 at = graph.task(gpu_link(self.config, stage.index), f"{stage.prefix}allreduce", at)
         return at
 
@@ -206,3 +236,8 @@ class Resident(System):
     def floor_s(self, view: StepView) -> float:
         read = self.active_weight_bytes + self.kv_read_bytes(view)
         return read / (self.shards * self.config.gpu.memory_bytes_per_s)
+
+
+def _name(run: list[Op]) -> str:
+    """Return the name of a run's task."""
+    return run[0].name if len(run) == 1 else f"{run[0].name}..{run[-1].name}"
