@@ -140,8 +140,6 @@ class Options:
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of :func:`hetmem.study.compare.compare`."""
-        if self.seed < 0:
-            raise ConfigError("seed", f"expected a whole number of at least 0, not {self.seed}")
         if (self.prompt is None) != (self.output is None):
             raise ConfigError("prompt" if self.prompt is None else "output", "--prompt and --output go together")
         work: Any = self.workload
@@ -174,7 +172,7 @@ def run_command(
     dimm_preset
         Which reading of the NDP-DIMMs.
     """
-    _require_dimms(system, options)
+    _require_parts(system, options)
     result = _compare([system], options, assumptions, dimm_preset)
     if result.all_refused:
         raise ConfigError(system, str(result.rows[0]["refused"]).removeprefix(f"{system}: "))
@@ -361,12 +359,15 @@ def _slug(asked: Scenario) -> str:
     return "_".join(part for part in (asked.system.name, asked.assumptions, asked.dimm_preset) if part)
 
 
-def _require_dimms(system: str, options: Options) -> None:
+def _require_parts(system: str, options: Options) -> None:
     from hetmem.system import system_class
 
     for name, value in (("dimms", options.dimms), ("multipliers", options.multipliers)):
         if value is not None and not system_class(system).has_dimms:
             raise ConfigError(name, f"{system} has no NDP-DIMMs")
+    for name, asked in (("gpu", options.gpu), ("gpus", options.gpus)):
+        if asked is not None and not system_class(system).has_gpus:
+            raise ConfigError(name, f"{system} has no GPU")
 
 
 def _pairs(option: str, texts: tuple[str, ...]) -> dict[str, str]:

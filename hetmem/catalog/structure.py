@@ -53,6 +53,8 @@ def _flatten(error: BaseException, path: str, known: tuple[str, ...]) -> list[Co
         return inner + [e for child in bare for e in _flatten(child, path, known)]
     if isinstance(error, KeyError):
         return [ConfigError(path, "required, but missing")]
+    if isinstance(error, ConfigError):  # of a validator, which knows its field but not the entry
+        return [ConfigError(f"{path}.{error.path}", error.problem)]
     return [ConfigError(path, str(error))]
 
 

@@ -77,6 +77,11 @@ class DecodeLoop:
         return self.intake.finished
 
     @property
+    def delivered(self) -> int:
+        """Tokens of finished requests."""
+        return self.intake.delivered
+
+    @property
     def dropped(self) -> int:
         """Requests given up so far."""
         return self.intake.dropped
@@ -235,6 +240,7 @@ class DecodeLoop:
     def _finish(self, seq: Sequence, now: int) -> None:
         self._leave(seq)
         self.intake.finished += 1
+        self.intake.delivered += seq.output
         self.intake.generated += seq.generated
         self.recorder.finished(seq, now)
         self._report()

@@ -34,15 +34,15 @@ class Intake:
     ----------
     finished, dropped, refused, preemptions : int
         Requests served, given up (``refused`` of them on arrival), and the times that one was preempted.
-    generated : int
-        Tokens of the requests that are finished or dropped.
+    generated, delivered : int
+        Tokens of the requests that are finished or dropped, and of those that are finished.
     steps_in_flight, running : int
         Of all loops together.
     """
 
     def __init__(self, env: Clock, requests: RequestTable, admission: Admission) -> None:
         self.env, self.requests, self.admission = env, requests, admission
-        self.finished = self.dropped = self.refused = self.preemptions = self.generated = 0
+        self.finished = self.dropped = self.refused = self.preemptions = self.generated = self.delivered = 0
         self.steps_in_flight = self.running = 0
         self._waiting: list[tuple[tuple[int, int], int, Sequence]] = []
         self._arrived = 0

@@ -13,6 +13,7 @@ from attrs.validators import ge, gt, in_, optional
 from hetmem import catalog
 from hetmem.catalog.structure import structure
 from hetmem.errors import ConfigError
+from hetmem.hardware.board import BoardConfig, board, is_board
 from hetmem.hardware.cpu import CpuSpec, cpu
 from hetmem.hardware.dram import MAPPINGS, MemorySystem, memory
 from hetmem.hardware.gpu import GpuSpec, gpu
@@ -49,6 +50,12 @@ class Assumptions:
         Whether a prefill streams resident weights too.
     flexgen_resident
         Whether FlexGen may keep weights in GPU memory.
+    link_efficiency
+        Whether links between chips are charged with what such links achieve.
+    gqa_reuse
+        Whether a board's chips read a key/value head once for all its query heads.
+    decoder_only
+        Whether a board computes decoder layers only, without embedding and head.
     """
 
     name: str
@@ -65,6 +72,9 @@ class Assumptions:
     dram_efficiency: bool
     prefill_streams_all: bool
     flexgen_resident: bool
+    link_efficiency: bool
+    gqa_reuse: bool
+    decoder_only: bool
 
 
 @frozen(kw_only=True)
@@ -213,8 +223,8 @@ def machine(
     preset: str, assumed: str = "fair", *, gpu_id: str | None = None, gpus: int | None = None,
     dimms: int | None = None, multipliers: int | None = None, dimm_preset: str = "datasheet", stack: str | None = None,
     stages: int = 1, host: bool = False,
-) -> MachineConfig:  # fmt: skip
-    """Return the machine of ``preset`` under the assumption set ``assumed``.
+) -> MachineConfig | BoardConfig:  # fmt: skip
+    """Return the machine of ``preset`` under the assumption set ``assumed``: GPUs and what is around, or a board.
 
     Parameters
     ----------
@@ -236,8 +246,17 @@ def machine(
     UnknownNameError, ConfigError
         When a part is not in the catalogue, or the machine has no such part.
     """
-    parts = structure(MachinePreset, catalog.entry("machines", preset))
+    entry = catalog.entry("machines", preset)
     belief = assumptions(assumed)
+    if is_board(entry):
+        for name, value in (("gpu", gpu_id), ("gpus", gpus), ("stack", stack), ("dimms", dimms), ("multipliers", multipliers)):
+            if value is not None:
+                raise ConfigError(name, f"machine {preset} has none")
+        return board(
+            entry, sustained=belief.dram_efficiency, link_efficiency=belief.link_efficiency,
+            gqa_reuse=belief.gqa_reuse, decoder_only=belief.decoder_only,
+        )  # fmt: skip
+    parts = structure(MachinePreset, entry)
     card = _believed_gpu(gpu(gpu_id or parts.gpu), belief)
     ndp = _believed_dimms(ndp_dimms(dimm_preset), belief, dimms, multipliers) if parts.dimm else None
     if ndp is None and (dimms is not None or multipliers is not None):

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,8 @@ def save_tables(directory: Path, tables: Mapping[str, Any], manifest: Mapping[st
     if directory.exists() and any(directory.iterdir()):
         raise ConfigError("save", f"{directory} exists and is not empty")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
+    partial = directory.parent / f".{directory.name}.{os.getpid()}.partial"
+    partial.mkdir()
     try:
         digests = {}
         for name, table in tables.items():

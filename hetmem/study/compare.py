@@ -131,9 +131,11 @@ def _variants(
     from hetmem.system import system_class
 
     cls = system_class(name) if isinstance(name, str) else name
+    foreign = () if cls.has_gpus else ("gpu", "gpus", "tp", "pp", "stack")
     if cls.has_dimms:
         return [(preset, dict(options)) for preset in presets]
-    return [(None, {key: value for key, value in options.items() if key not in ("dimms", "multipliers")})]
+    foreign = (*foreign, "dimms", "multipliers")
+    return [(None, {key: value for key, value in options.items() if key not in foreign})]
 
 
 def _with_settings(asked: list[Scenario], settings: Mapping[str, Any]) -> list[Scenario]:

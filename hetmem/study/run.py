@@ -44,9 +44,11 @@ class Run:
     busy_ps
         Ticks that each server was busy.
     output_tokens
-        Tokens emitted.
+        Tokens of the requests that finished.
     counters
         Steps, events, preemptions and the KV blocks of the run.
+    noted
+        Tables of the system's own, by name.
     """
 
     scenario: "Scenario"
@@ -60,6 +62,7 @@ class Run:
     output_tokens: int
     counters: Mapping[str, int]
     configuration: Mapping[str, Any] = field(repr=False)
+    noted: Mapping[str, Table] = field(factory=dict, repr=False)
 
     @property
     def elapsed_s(self) -> float:
@@ -141,6 +144,7 @@ class Run:
         tables: dict[str, Any] = {"requests": self.requests, "steps": self.steps, "utilization": self.utilization}
         if self.tasks is not None:
             tables["tasks"] = self.tasks
+        tables |= self.noted
         tables["energy"] = self.energy
         manifest = {
             "configuration": self.configuration,

@@ -8,6 +8,7 @@ import attrs
 from attrs import field, frozen, validators
 
 from hetmem.errors import ConfigError, UnknownNameError
+from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.config import ASSUMPTIONS, MachineConfig, machine
 from hetmem.hardware.ndp import PRESETS
 from hetmem.model import FP16, ModelSpec, Precision, load_model
@@ -79,7 +80,7 @@ class Configuration:
 
     model: ModelSpec
     precision: Precision
-    machine: MachineConfig
+    machine: MachineConfig | BoardConfig
     serving: Serving
 
 
@@ -118,7 +119,7 @@ class Scenario:
     attention: str | None = None
     kv_memory: str | None = None
     prefix_reuse: bool | None = None
-    machine: MachineConfig | None = None
+    machine: MachineConfig | BoardConfig | None = None
     precision: Precision = FP16
     policies: Mapping[str, Any] = field(factory=dict)
     settings: Mapping[str, Any] = field(factory=dict)
@@ -156,7 +157,8 @@ class Scenario:
             When a part, a path or a value is wrong.
         """
         given = self._machine() if self.machine is None else self.machine
-        if self.system.any_gpus and (self.kv_blocks is not None or "serving.kv_blocks" in self.settings):
+        stated = self.kv_blocks is not None or "serving.kv_blocks" in self.settings
+        if stated and self.system.any_gpus and isinstance(given, MachineConfig):
             # The reserve stands for an engine's rule of how many blocks it takes; a stated number needs no rule.
             given = attrs.evolve(given, gpu_usable=1.0)
         swap_to = self.swap_to or (DEFAULT_SWAP_MEMORY if self.preempt == "swap" else None)
@@ -178,10 +180,10 @@ class Scenario:
         resolved: Configuration = with_settings(tree, self.settings)
         return resolved
 
-    def _machine(self) -> MachineConfig:
+    def _machine(self) -> MachineConfig | BoardConfig:
         gpus, stages = self._parallelism()
 
-        def built(gpus: int | None) -> MachineConfig:
+        def built(gpus: int | None) -> MachineConfig | BoardConfig:
             return machine(
                 self.system.preset, self.assumptions, gpu_id=self.gpu, gpus=gpus, dimms=self.dimms,
                 multipliers=self.multipliers, dimm_preset=self.dimm_preset or PRESETS[1], stack=self.stack,
@@ -190,6 +192,8 @@ class Scenario:
 
         found = built(gpus)
         # The number of GPUs of a preset is that of its own GPU; one of another kind may do.
+        if not isinstance(found, MachineConfig):
+            return found
         others = gpus is None and self.gpu is not None and self.system.any_gpus and found.gpus > 1
         fits_one = self.model.weight_bytes(self.precision) <= found.gpu_usable_bytes
         return built(1) if others and fits_one else found
@@ -253,8 +257,11 @@ def scenario(
             raise UnknownNameError(name, str(others[name]), known)
     if others.get("swap_to") is not None and others.get("preempt") != "swap":
         raise ConfigError("swap_to", "goes with preempt = swap")
-    if rate is not None and not rate > 0:
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf):
         raise ConfigError("rate", f"expected requests per second above 0, not {rate!r}")
+    seed = others.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigError("seed", f"expected a whole number of at least 0, not {seed!r}")
     _check_policies(cls, others.get("policies") or {})
     source = workload(workload_)
     if requests is None and not hasattr(source, "batch") and not hasattr(source, "trace"):

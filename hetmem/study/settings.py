@@ -10,6 +10,13 @@ from hetmem.catalog.structure import structure_value
 from hetmem.errors import ConfigError, ConfigErrors, suggestion
 from hetmem.units import parse_quantity
 
+# What a field's name says of its unit: the base unit of a text, and how many of those the field counts in.
+_UNITS = {
+    "gbs": ("B/s", 1e9), "_bytes_per_s": ("B/s", 1.0), "_bytes": ("B", 1.0), "_gb": ("B", 1e9), "_s": ("s", 1.0),
+    "_ns": ("s", 1e-9), "_w": ("W", 1.0), "_ghz": ("Hz", 1e9), "_tflops": ("FLOP/s", 1e12), "_pj": ("J", 1e-12),
+    "pj_per_bit": ("J/B", 8e-12), "pj_per_byte": ("J/B", 1e-12),
+}  # fmt: skip
+
 
 def with_settings(tree: Any, settings: Mapping[str, Any]) -> Any:
     """Return ``tree`` with every field named in ``settings`` replaced.
@@ -87,9 +94,10 @@ def _parsed(text: str, name: str, kinds: tuple[Any, ...], path: str) -> Any:
     except tomllib.TOMLDecodeError:
         pass
     if int in kinds or float in kinds:
+        suffix = max((known for known in _UNITS if name.endswith(known)), key=len, default=None)
+        unit, scale = (None, 1.0) if suffix is None else _UNITS[suffix]
         try:
-            quantity = parse_quantity(text)
+            return parse_quantity(text, unit) / scale
         except ValueError as error:
             raise ConfigError(path, str(error)) from None
-        return quantity / 1e9 if name.endswith(("_gbs", "gbs")) else quantity
     return text

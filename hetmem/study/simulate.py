@@ -14,6 +14,7 @@ from hetmem.engine.prefix_cache import PrefixCache, has_hashes
 from hetmem.engine.scheduler import ENGINE, Scheduler
 from hetmem.engine.swap import SwapSpace
 from hetmem.errors import CapacityError, ConservationError, UnsupportedError
+from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.clock import Clock
 from hetmem.hardware.config import MachineConfig
 from hetmem.hardware.ledger import Ledger
@@ -33,7 +34,8 @@ Progress = Callable[[int, int], None]
 
 def simulate(
     system: str | type[System], *, model: str | ModelSpec, workload: Any = "chat",
-    machine: MachineConfig | None = None, trace: bool = False, progress: Progress | None = None, **options: Any,
+    machine: MachineConfig | BoardConfig | None = None, trace: bool = False, progress: Progress | None = None,
+    **options: Any,
 ) -> Run:  # fmt: skip
     """Simulate one system serving one workload, and return the run.
 
@@ -143,18 +145,25 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
         scenario=asked, requests=recorder.requests, steps=recorder.steps, utilization=recorder.utilization,
         tasks=recorder.tasks, energy=_energy(machine, servers, env.now), elapsed_ps=env.now,
         busy_ps={name: server.busy_at(env.now) for name, server in servers.items()},
-        output_tokens=recorder.emitted,
+        output_tokens=loop.delivered,
         counters=counters,
         configuration=unstructured(config) | {"workload": asked.workload.describe(), "seed": asked.seed,
                                               "assumptions": asked.assumptions, "dimm_preset": asked.dimm_preset,
                                               "decisions": dict(planner.decisions()),
-                                              "stack": config.machine.gpu_law.stack},
+                                              "stack": _stack(config.machine)},
+        noted=planner.tables(),
     )  # fmt: skip
+
+
+def _stack(machine: MachineConfig | BoardConfig) -> str | None:
+    """Return the software stack whose kernel times hold; None without GPUs."""
+    return machine.gpu_law.stack if isinstance(machine, MachineConfig) else None
 
 
 def _batches(config: Configuration) -> list[int]:
     """Return the most sequences of each decode loop: a loop per pipeline stage, none without sequences."""
-    stages, batch = config.machine.stages, config.serving.batch
+    stages = config.machine.stages if isinstance(config.machine, MachineConfig) else 1
+    batch = config.serving.batch
     sizes = (batch // stages + (k < batch % stages) for k in range(stages))
     return [size for size in sizes if size]
 

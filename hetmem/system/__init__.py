@@ -4,12 +4,18 @@ from hetmem.errors import UnknownNameError
 from hetmem.system.accelerate import Accelerate
 from hetmem.system.base import Setup, System
 from hetmem.system.flexgen import FlexGen
+from hetmem.system.h2m2 import H2m2
+from hetmem.system.hierarchical import Hierarchical
+from hetmem.system.lpddr_only import LpddrOnly
+from hetmem.system.multi_hbm import MultiHbm
 from hetmem.system.ndp_dimm import NdpDimm
 from hetmem.system.resident import Resident
 from hetmem.system.zero_inference import ZeroInference
 
 #: Every system, in the order in which comparisons list them.
-SYSTEMS: tuple[type[System], ...] = (Resident, ZeroInference, FlexGen, Accelerate, NdpDimm)
+SYSTEMS: tuple[type[System], ...] = (
+    Resident, ZeroInference, FlexGen, Accelerate, NdpDimm, H2m2, LpddrOnly, Hierarchical, MultiHbm,
+)  # fmt: skip
 
 
 def system_ids() -> tuple[str, ...]:

@@ -14,11 +14,13 @@ from attrs import Factory, field, frozen
 from hetmem.engine.graph import TaskGraph, Template
 from hetmem.engine.step import Plan, StepOutcome, StepView
 from hetmem.engine.swap import KvMoves
-from hetmem.errors import UnsupportedError
+from hetmem.errors import ConfigError, UnsupportedError
+from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.config import MachineConfig
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine
 from hetmem.model import ModelSpec, Precision
+from hetmem.monitor.table import Table
 
 
 @frozen
@@ -38,7 +40,7 @@ class Setup:
 
     model: ModelSpec
     precision: Precision
-    machine: MachineConfig
+    machine: MachineConfig | BoardConfig
     assumptions: str
     batch: int
     longest: int
@@ -69,16 +71,24 @@ class System(ABC):
     has_dimms: ClassVar[bool] = False
     #: Whether it runs on any number of GPUs, in tensor-parallel shards and pipeline stages.
     any_gpus: ClassVar[bool] = False
+    #: Whether it runs on GPUs, or else on a board of memories with compute chips.
+    has_gpus: ClassVar[bool] = True
 
     def __init__(self, setup: Setup) -> None:
         if self.moe_only and not setup.model.n_experts:
             raise UnsupportedError(self.name, f"{self.moe_only}; {setup.model.id} is dense")
-        if setup.machine.stages > 1 and not self.any_gpus:
-            raise UnsupportedError(self.name, f"has no pipeline stages, and the machine has {setup.machine.stages}")
         if setup.kv_memory is not None and not self.any_gpus:
             raise UnsupportedError(self.name, f"places its KV cache itself, not in {setup.kv_memory}")
         self.setup = setup
-        self.model, self.precision, self.config = setup.model, setup.precision, setup.machine
+        self.model, self.precision = setup.model, setup.precision
+        if isinstance(setup.machine, MachineConfig):
+            self.config = setup.machine
+            if setup.machine.stages > 1 and not self.any_gpus:
+                raise UnsupportedError(self.name, f"has no pipeline stages, and the machine has {setup.machine.stages}")
+        else:
+            self.board = setup.machine
+        if isinstance(setup.machine, MachineConfig) is not self.has_gpus:
+            raise ConfigError("machine", f"{self.name} runs on {'GPUs' if self.has_gpus else 'a board'}, not on this")
         self.templates: dict[Any, Template] = {}
 
     @abstractmethod
@@ -146,6 +156,10 @@ class System(ABC):
         """Return the KV bytes that the attention of a step reads at least."""
         shapes = (shape for shape in (view.prefill, view.decode) if shape is not None)
         return sum(shape.kv_tokens for shape in shapes) * self.model.kv_bytes_per_token(self.precision)
+
+    def tables(self) -> Mapping[str, Table]:
+        """Return what the system itself noted during the run, as tables by name."""
+        return {}
 
     def layer_blocks(self, first: int = 0, count: int | None = None) -> list[tuple[str, int]]:
         """Return (label, number) of the runs of equal layers to lower as one: each layer when unrolled."""

@@ -307,7 +307,7 @@ def test_a_new_role_is_checked_like_the_others(eviction):
 
 
 @pytest.mark.parametrize(
-    "view", [{"remaining_tokens": 3}, [{"pages": {"output": 1}}], EvictionView({"output_length": 2}), Hides(3)]
+    "view", [{"remaining_tokens": 3}, [{7: {"output": 1}}], EvictionView({"output_length": 2}), Hides(3)]
 )
 def test_a_role_whose_views_tell_the_future_is_found(view):
     role = Role("oracle", (EvictionView,), lambda: [(view,)], lambda *_: None)

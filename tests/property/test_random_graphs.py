@@ -39,7 +39,7 @@ def rows(draw):
 loops_of_steps = st.lists(
     st.lists(st.tuples(st.integers(0, 5), rows()), min_size=1, max_size=3), min_size=1, max_size=2
 )
-MANY = settings(max_examples=120, deadline=None)
+MANY = settings(max_examples=80, deadline=None)
 
 
 def graph_of(tasks, scale=1, before=None, handle=None):

@@ -11,8 +11,11 @@ from hetmem.hardware.cpu import cpu
 from hetmem.hardware.dram import MAPPINGS, memory
 from hetmem.hardware.gpu import GpuSpec, gpu
 from hetmem.hardware.gpu_law import IDEAL, Gemm, gpu_law
+from hetmem.hardware.kernel_cost import SideMemory
 from hetmem.hardware.link import DIRECTIONS, link
+from hetmem.hardware.paging import Translation
 from hetmem.hardware.ssd import ssd
+from hetmem.hardware.systolic import Chip
 
 GPUS = [
     "m40", "p40", "v100", "t4", "rtx-3090", "rtx-4090", "a40", "a6000", "a100-sxm-40gb", "a100-pcie-80gb",
@@ -149,9 +152,15 @@ def outputs_of_cpu(name: str) -> Any:
     return [host.legs_s(1e12, 4e11), host.idle_w, host.active_w]
 
 
+def outputs_of_side(name: str) -> Any:
+    return [SideMemory.from_entry(catalog.entry("sides", name), sustained) for sustained in (False, True)]
+
+
 OUTPUTS: dict[str, Callable[[str], Any]] = {
     "dram": outputs_of_memory, "links": outputs_of_link, "ssds": outputs_of_ssd, "gpus": outputs_of_gpu,
-    "cpus": outputs_of_cpu,
+    "cpus": outputs_of_cpu, "sides": outputs_of_side,
+    "chips": lambda name: Chip.from_entry(catalog.entry("chips", name)),
+    "mmus": lambda name: Translation.from_entry(catalog.entry("mmus", name)),
 }  # fmt: skip
 
 

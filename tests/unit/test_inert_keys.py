@@ -17,7 +17,15 @@ from hetmem.errors import HetmemError
 from hetmem.study.compare import attempt
 from hetmem.study.scenario import Scenario, scenario
 from hetmem.study.settings import with_settings
+from hetmem.system.h2m2 import H2m2
 from hetmem.workload import fixed
+
+
+class H2m2OnCxl(H2m2):
+    """On the other preset of a board with two sides."""
+
+    preset = "hbm3e-cxl"
+
 
 SMALL = fixed(40, 3, 2)
 # Names that hold no number of the machine: identifiers, and what a run is fed rather than what it runs on.
@@ -83,9 +91,41 @@ PROBES: dict[str, dict[str, Any]] = {
         "assumptions": "as-published",
         "dimm_preset": "paper-fit",
     },
+    "h2m2": {"system": "h2m2", "model": "opt-13b", "settings": {"serving.block_tokens": 1}},
+    "h2m2-walks": {
+        "system": "h2m2",
+        "model": "opt-13b",
+        "settings": {
+            "machine.paging.tlb_entries": 4000,
+            "machine.fast_chip.matrix.cores": 40,
+            "machine.slow_chip.matrix.cores": 40,
+        },
+    },
+    "h2m2-vectors": {
+        "system": "h2m2",
+        "model": "opt-6.7b",
+        "settings": {"machine.fast_chip.vector.lanes": 1, "machine.slow_chip.vector.lanes": 1},
+    },
+    "h2m2-passes": {
+        "system": "h2m2",
+        "model": "opt-6.7b",
+        "settings": {
+            "machine.fast_chip.scratchpad.buffer_bytes": 40_000,
+            "machine.slow_chip.scratchpad.buffer_bytes": 40_000,
+        },
+    },
+    "h2m2-cxl": {"system": H2m2OnCxl, "model": "opt-13b"},
+    "lpddr-only": {"system": "lpddr-only", "model": "opt-6.7b"},
+    "hierarchical": {"system": "hierarchical", "model": "opt-30b", "settings": {"machine.fast.capacity_bytes": 10**10}},
+    "multi-hbm": {"system": "multi-hbm", "model": "opt-13b"},
 }
 
-BOUNDS = ("machine.pcie.peak_gbs", "machine.gpu_link.peak_gbs", "assumptions.as-published.link_peak_gbs")
+BOUNDS = (
+    "machine.pcie.peak_gbs",
+    "machine.gpu_link.peak_gbs",
+    "machine.link.peak_gbs",
+    "assumptions.as-published.link_peak_gbs",
+)
 
 
 def _scenario(probe: str, path: str | None = None, value: Any = None) -> Scenario:
