@@ -365,8 +365,8 @@ def _require_parts(system: str, options: Options) -> None:
     for name, value in (("dimms", options.dimms), ("multipliers", options.multipliers)):
         if value is not None and not system_class(system).has_dimms:
             raise ConfigError(name, f"{system} has no NDP-DIMMs")
-    for name, asked in (("gpu", options.gpu), ("gpus", options.gpus)):
-        if asked is not None and not system_class(system).has_gpus:
+    for name in ("gpu", "gpus", "tp", "pp", "stack"):
+        if getattr(options, name) is not None and not system_class(system).has_gpus:
             raise ConfigError(name, f"{system} has no GPU")
 
 

