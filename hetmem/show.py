@@ -75,8 +75,8 @@ def comparison(result: Comparison) -> None:
             grid.add_row(*names, *_cells(row))
     out = console()
     out.print(grid)
-    if len(result.rows) == 1 and first["refused"] is None:
-        out.print(_served(first))
+    if len(result.rows) == 1 and result.rows[0]["refused"] is None:
+        out.print(_served(result.rows[0]))
     for name, components in result.not_counted.items():
         out.print(f"energy of {name} does not count: {', '.join(components)}")
 

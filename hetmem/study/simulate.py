@@ -93,7 +93,6 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
             min(config.serving.batch * longest, config.serving.token_budget or 1 << 62),
             config.serving.attention,
             config.serving.kv_memory,
-            trace or config.serving.unroll_layers,
         )
     )
     machine = planner.machine()

@@ -34,8 +34,7 @@ class Setup:
     beforehand. They need room for ``kv_tokens`` in the KV cache, its blocks and its share of the free memory
     accounted for, and no step computes more than ``step_tokens`` new tokens. ``attention`` says how a step with
     prefill and decodes launches attention (:data:`hetmem.system.ops.COMPOSITIONS`); ``kv_memory`` names the memory
-    of the KV cache, None the system's own choice; ``detailed`` asks for a task per kernel where one task could stand
-    for several that follow each other (the ticks are the same).
+    of the KV cache, None the system's own choice.
     """
 
     model: ModelSpec
@@ -51,7 +50,6 @@ class Setup:
     step_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
     attention: str = "sum"
     kv_memory: str | None = None
-    detailed: bool = False
 
 
 class System(ABC):

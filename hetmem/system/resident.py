@@ -6,7 +6,7 @@ Pipeline parallelism: each stage holds a run of layers and hands the residual st
 is left where the decode loops, one per stage, do not keep all stages busy.
 The KV cache may be in host DRAM instead: each layer's keys and values are then copied to the GPU before its
 attention, and the new ones back beside it.
-Kernels that follow each other on the same GPUs, with nothing in between, are one task unless the run is traced: the
+Kernels that follow each other on the same GPUs, with nothing in between, are one task unless layers are unrolled: the
 ticks are the same. A stage is always one, for an engine does not let another batch in between its kernels.
 Not modelled: sequence parallelism, overlap of collectives with kernels, copies ahead of the layer that needs them.
 """
@@ -64,7 +64,7 @@ class Resident(System):
         self.tier = None if self.config.host is None else HostTier(self.config, self.config.host)
         if setup.kv_memory not in (None, MEMORY) or (setup.kv_memory and self.tier is None):
             raise UnsupportedError(self.name, f"its KV cache is in GPU memory or in {MEMORY}, not in {setup.kv_memory}")
-        self.one_by_one = setup.detailed and len(self.stages) == 1
+        self.one_by_one = setup.unroll_layers and len(self.stages) == 1
         self.kv_outside = setup.kv_memory == MEMORY
         # Keys and values that a token leaves in one layer, on one GPU.
         self.kv_token_bytes = stored_bytes(2 * self.ops.kv_heads * self.model.head_dim, self.precision.kv_bits)

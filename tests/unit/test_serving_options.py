@@ -174,14 +174,12 @@ def test_a_batch_is_shared_out_over_the_stages() -> None:
     assert hetmem.simulate("resident", **given).elapsed_ps == hetmem.simulate("resident", **given).elapsed_ps
 
 
-def test_tracing_shows_kernels_and_changes_no_tick(trace: Path) -> None:
-    plain, traced = (
-        hetmem.simulate("resident", model="llama3.1-8b", workload=hetmem.from_file(trace), batch=8, trace=t)
-        for t in (False, True)
-    )
+def test_unrolling_shows_kernels_and_changes_no_tick(trace: Path) -> None:
+    plain, traced = (run(trace, trace=True, tp=2, settings={"serving.unroll_layers": t}) for t in (False, True))
     assert (plain.elapsed_ps, plain.busy_ps) == (traced.elapsed_ps, traced.busy_ps)
     assert plain.energy.by_component == traced.energy.by_component
     assert {"qkv", "attention.decode", "lm_head"} <= set(traced.tasks.column("task"))
+    assert {"attn_norm..proj", "mlp_norm..down"} <= set(plain.tasks.column("task"))
 
 
 def test_run_json_says_how_requests_were_served(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
