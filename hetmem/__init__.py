@@ -7,6 +7,7 @@ from hetmem.hardware.config import machine
 from hetmem.hardware.device import device
 from hetmem.hardware.dram import memory
 from hetmem.hardware.link import link
+from hetmem.hardware.pim import check_design as check_pim_design
 from hetmem.model import ModelSpec, load_model
 from hetmem.study.compare import Comparison, compare
 from hetmem.study.run import Run
@@ -22,6 +23,7 @@ __all__ = [
     "Run",
     "UnsupportedError",
     "__version__",
+    "check_pim_design",
     "compare",
     "device",
     "fixed",

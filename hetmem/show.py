@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from hetmem.study.calibrate import Calibration
 
-DEVICE_KINDS = ("gpus", "cpus", "dram", "links", "ssds", "ndp")
+DEVICE_KINDS = ("gpus", "cpus", "dram", "links", "ssds", "ndp", "pim_stacks", "pim_levels", "attention_links")
 WIDTH = 190  # of a table that goes into a file or a pipe
 
 

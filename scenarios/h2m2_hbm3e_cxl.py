@@ -41,7 +41,7 @@ def table(model: str, batch: int, length: int, assumptions: str, policies: Seque
         base = decode_s(hetmem.simulate("lpddr-only", machine=alone, **common))
         for policy in policies:
             run = hetmem.simulate("h2m2", machine=board, policies={"mapping": policy}, **common)
-            spec, noted = run.scenario.model, run.noted["mapping"]
+            spec, noted = run.scenario.model, run.tables["mapping"]
             parts = {"attention": spec.n_kv_heads, "qkv": spec.n_kv_heads, "fc": spec.n_heads}
             shares = {f"{name} fast": int(noted.column(name)[-1]) / parts[name] for name in SUBLAYERS}
             took = decode_s(run)

@@ -16,13 +16,15 @@ from hetmem.engine.intake import Admission, Intake
 from hetmem.engine.kv_cache import KvCache
 from hetmem.engine.prefix_cache import PrefixCache
 from hetmem.engine.running import RunningSet, Sequence
-from hetmem.engine.scheduler import Scheduler
+from hetmem.engine.scheduler import DecodeGroup, Scheduler
+from hetmem.engine.speculative import Speculation, SpeculativeSet
 from hetmem.engine.step import StepOutcome
 from hetmem.engine.swap import SwapSpace
 from hetmem.errors import ConservationError
 from hetmem.hardware.clock import Clock
 from hetmem.model import StepShape
 from hetmem.monitor.recorder import Recorder
+from hetmem.monitor.table import Table
 from hetmem.policy.batching import BatchView
 from hetmem.workload import RequestTable
 
@@ -50,6 +52,10 @@ class DecodeLoop:
         The most new tokens of a step; None for no limit.
     progress
         Called as ``progress(requests finished or dropped, requests in)``.
+    speculation
+        How drafts are verified; None decodes a token per sequence and step.
+    with_contexts
+        Whether the system asks for the context of each sequence.
     swap
         Where preempted sequences go; None recomputes them.
     prefixes
@@ -61,14 +67,18 @@ class DecodeLoop:
     def __init__(
         self, env: Clock, scheduler: Scheduler, kv: KvCache, recorder: Recorder,
         requests: RequestTable, batching: Batching, admission: Admission, token_budget: int | None = None,
-        progress: Callable[[int, int], None] | None = None, *, swap: SwapSpace | None = None,
+        progress: Callable[[int, int], None] | None = None, speculation: Speculation | None = None,
+        with_contexts: bool = False, *, swap: SwapSpace | None = None,
         prefixes: PrefixCache | None = None, beside: "DecodeLoop | None" = None,
     ) -> None:  # fmt: skip
         self.env, self.scheduler, self.kv, self.recorder = env, scheduler, kv, recorder
         self.batching, self.swap, self.prefixes = batching, swap, prefixes
         self.token_budget, self._progress = token_budget, progress
         self.intake: Intake = Intake(env, requests, admission) if beside is None else beside.intake
-        self.running = RunningSet(kv.block_tokens)
+        self.running = (
+            RunningSet(kv.block_tokens) if speculation is None else SpeculativeSet(kv.block_tokens, speculation)
+        )
+        self._with_contexts, self._ended, self._joined = with_contexts, 0, 0
         self.process = env.process(self._run())
 
     @property
@@ -103,10 +113,17 @@ class DecodeLoop:
                 continue
             moves = None if self.swap is None else self.swap.moves()
             intake.steps_in_flight += 1
-            outcome = yield self.scheduler.request(_prefill_shape(prefills), decode, intake.running, len(intake), moves)
+            outcome = yield self.scheduler.request(
+                _prefill_shape(prefills), decode, intake.running, len(intake), self._group(), moves
+            )
             intake.steps_in_flight -= 1
             self._advance(decode, prefills, outcome)
             intake.wake()
+
+    def _group(self) -> DecodeGroup:
+        running, ended, joined = self.running, self._ended, self._joined
+        self._ended = self._joined = 0
+        return DecodeGroup(running.tlp, running.contexts() if self._with_contexts else (), ended, joined)
 
     def _refused(self, seq: Sequence) -> bool:
         """Drop a request whose prompt can never fit."""
@@ -119,18 +136,12 @@ class DecodeLoop:
     def _schedule(self) -> tuple[StepShape | None, list[tuple[Sequence, int]]]:
         """Return the decode group and the prefill chunks of the next step; their KV blocks are taken."""
         running, kv, preempted = self.running, self.kv, self.preemptions
+        running.begin()
         while not self._has_room(running.blocks_needed()):
             self._preempt(running.youngest())
-        kv.take(running.blocks_needed())
-        decode = None
-        if running.decoding:
-            context = running.kv_tokens + running.decoding
-            decode = StepShape(
-                tokens=running.decoding, sequences=running.decoding, attended=context, kv_tokens=context,
-                sampled=running.decoding,
-            )  # fmt: skip
-        budget = self.token_budget
-        left = 1 << 62 if budget is None else budget - running.decoding
+        kv.take(running.reserve())
+        decode, budget = running.shape(), self.token_budget
+        left = 1 << 62 if budget is None else budget - running.decoding * running.tlp
         chunks: list[tuple[Sequence, int]] = []
         # One at most: the last admitted, where the budget cut its prompt short. So it is the youngest, too.
         for seq in list(running.prefilling.values()):
@@ -193,8 +204,9 @@ class DecodeLoop:
 
     def _preempt(self, seq: Sequence) -> None:
         """Take everything from ``seq`` and put it at the head of the queue, or drop it if it outgrew the cache."""
+        self._joined -= seq.joined >= 0
         self.running.remove(seq)
-        outgrown = self.kv.blocks_for(seq.known) > self.kv.total
+        outgrown = self.kv.blocks_for(seq.known - 1 + self.running.tlp) > self.kv.total
         if not outgrown and self.swap is not None and self.swap.store(self.kv.blocks_for(seq.computed)):
             seq.swapped = self.kv.blocks_for(seq.computed)
         else:
@@ -217,9 +229,10 @@ class DecodeLoop:
         """Account for what the step computed: tokens, first tokens, finished requests."""
         now, emitted = outcome.end_ps, 0
         if decode is not None:
-            emitted = decode.sampled
             for seq in self.running.advance():
+                self._ended += 1
                 self._finish(seq, now)
+            emitted = self.running.emitted
         for seq, n in chunks:
             seq.computed += n
             if seq.computed < seq.known:
@@ -232,6 +245,7 @@ class DecodeLoop:
                 self.running.remove(seq)
                 self._finish(seq, now)
             else:
+                self._joined += 1
                 self.running.start_decoding(seq)
         self.recorder.step(
             outcome, sum(n for _, n in chunks), 0 if decode is None else decode.sequences, emitted, self.kv.used
@@ -255,6 +269,10 @@ class DecodeLoop:
         if self._progress is not None:
             self._progress(self.finished + self.dropped, len(self.intake.requests))
 
+    def tables(self) -> dict[str, Table]:
+        """Return where speculated tokens went, a row per request; empty with plain decoding."""
+        return {"speculation": self.running.table} if isinstance(self.running, SpeculativeSet) else {}
+
     def check_conserved(self) -> None:
         """Raise unless every request is accounted for and the KV cache holds nothing but known prefixes.
 
@@ -271,6 +289,8 @@ class DecodeLoop:
             raise ConservationError("KV blocks", f"{self.kv.used} still held at the end")
         if self.swap is not None and self.swap.held:
             raise ConservationError("KV blocks", f"{self.swap.held} still swapped out at the end")
+        if isinstance(self.running, SpeculativeSet):
+            self.running.check_conserved()
 
 
 def _prefill_shape(chunks: list[tuple[Sequence, int]]) -> StepShape | None:

@@ -6,6 +6,7 @@ from hetmem.errors import CapacityError, ConservationError
 from hetmem.hardware.ledger import Ledger
 
 OWNER = "kv-cache"
+UNLIMITED = 1 << 40  # blocks where capacity is not enforced
 
 
 class KvCache:
@@ -37,11 +38,13 @@ class KvCache:
         self.block_tokens = block_tokens
         self._ledger = ledger
         self.block_bytes = {memory: n * block_tokens for memory, n in bytes_per_token.items() if n}
+        if not ledger.enforced and blocks is None:
+            blocks = UNLIMITED
         share = share if blocks is None else 1.0
         fitting = {m: int(ledger.free_bytes(m) * share) // n for m, n in self.block_bytes.items()}
         tightest = min(fitting, key=lambda memory: fitting[memory])
         self.total = fitting[tightest] if blocks is None else blocks
-        if not 1 <= self.total <= fitting[tightest]:
+        if ledger.enforced and not 1 <= self.total <= fitting[tightest]:
             held = tuple((owner, n) for memory, owner, n in ledger.holdings() if memory == tightest)
             asked = self.block_bytes[tightest] * max(1, self.total)
             raise CapacityError(

@@ -9,6 +9,9 @@ from heapq import heappop, heappush
 
 from attrs import define
 
+from hetmem.model import StepShape
+from hetmem.workload.speculation import TokenCount
+
 
 @define(slots=True, eq=False)
 class Sequence:
@@ -34,6 +37,7 @@ class Sequence:
     cached: int = 0
     shared: int = 0
     swapped: int = 0
+    verified: TokenCount | None = None
 
     @property
     def known(self) -> int:
@@ -50,8 +54,12 @@ class RunningSet:
         Tokens per KV block.
     """
 
+    #: Tokens of each sequence that a step computes.
+    tlp = 1
+
     def __init__(self, block_tokens: int) -> None:
         self.block_tokens = block_tokens
+        self.emitted = 0
         self.order: dict[int, Sequence] = {}
         self.prefilling: dict[int, Sequence] = {}
         self.decoding = 0
@@ -78,6 +86,27 @@ class RunningSet:
         # The joining step tells a stale entry, of a sequence preempted since, from a live one.
         heappush(self._finish, (finish, seq.arrival, seq.joined, seq))
 
+    def begin(self) -> None:
+        """Prepare for the next step."""
+
+    def shape(self) -> StepShape | None:
+        """Return the shape of the decode group of the next step; None when nothing decodes."""
+        if not self.decoding:
+            return None
+        context = self.kv_tokens + self.decoding
+        return StepShape(
+            tokens=self.decoding, sequences=self.decoding, attended=context, kv_tokens=context, sampled=self.decoding
+        )
+
+    def contexts(self) -> tuple[int, ...]:
+        """Return the tokens that each decoding sequence attends to in the next step, in order of admission."""
+        ahead = self._step + 1
+        return tuple(seq.computed + ahead - seq.joined for seq in self.order.values() if seq.joined >= 0)
+
+    def reserve(self) -> int:
+        """Note that the blocks needed for the next step are taken, and return how many."""
+        return self.blocks_needed()
+
     def blocks_needed(self) -> int:
         """Return the new KV blocks that the decoding sequences need for their next token."""
         return self._residues[-self._step % self.block_tokens]
@@ -85,6 +114,7 @@ class RunningSet:
     def advance(self) -> list[Sequence]:
         """Give every decoding sequence its token; return those that finish by it, removed."""
         self._step += 1
+        self.emitted = self.decoding
         self.kv_tokens += self.decoding
         finished = []
         while self._finish and self._finish[0][0] <= self._step:

@@ -8,7 +8,7 @@ for comes first: the engine's own work on the host, and copies to and from the s
 from collections import deque
 from collections.abc import Callable, Generator
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import simpy
 from attrs import frozen
@@ -37,6 +37,18 @@ class Planner(Protocol):
         """Take note of what happened."""
 
 
+class DecodeGroup(NamedTuple):
+    """The decoding sequences of a step beyond their shape; see :class:`~hetmem.engine.step.StepView`."""
+
+    tlp: int = 1
+    contexts: tuple[int, ...] = ()
+    finished: int = 0
+    joined: int = 0
+
+
+NO_GROUP = DecodeGroup()
+
+
 @frozen(slots=True, eq=False)
 class StepRequest:
     """A request for one step: the shapes of its groups, and the event that its outcome triggers."""
@@ -45,8 +57,9 @@ class StepRequest:
     decode: StepShape | None
     running: int
     waiting: int
-    moves: KvMoves | None
     done: simpy.Event
+    group: DecodeGroup
+    moves: KvMoves | None
 
 
 class Scheduler:
@@ -86,10 +99,10 @@ class Scheduler:
 
     def request(
         self, prefill: StepShape | None, decode: StepShape | None, running: int, waiting: int,
-        moves: KvMoves | None = None,
+        group: DecodeGroup = NO_GROUP, moves: KvMoves | None = None,
     ) -> simpy.Event:  # fmt: skip
         """Queue a step, with the copies to make before it; the returned event fires with its :class:`StepOutcome`."""
-        request = StepRequest(prefill, decode, running, waiting, moves, self.env.event())
+        request = StepRequest(prefill, decode, running, waiting, self.env.event(), group, moves)
         self._queue.append(request)
         wake, self._wake = self._wake, None
         if wake is not None:
@@ -120,7 +133,10 @@ class Scheduler:
 
     def _run(self, request: StepRequest, order: int, start: int) -> None:
         now = self.env.now
-        view = StepView(order, now, request.prefill, request.decode, request.running, request.waiting, self._load(now))
+        view = StepView(
+            order, now, request.prefill, request.decode, request.running, request.waiting, self._load(now),
+            *request.group,
+        )  # fmt: skip
         plan = self.system.plan(view)
         for owner, memory, n_bytes in plan.allocate:
             self.ledger.allocate(owner, memory, n_bytes)

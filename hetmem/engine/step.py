@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from attrs import field, frozen
 
@@ -15,7 +16,10 @@ class StepView:
 
     ``order`` numbers the steps of the run; ``prefill`` and ``decode`` are the shapes of the two groups, None
     where the step has none; ``running`` and ``waiting`` count sequences; ``load`` gives the ticks that each
-    server was busy since the view before, an empty mapping at first.
+    server was busy since the view before, an empty mapping at first. ``tlp`` tokens of each decoding sequence
+    are verified in the step; ``contexts`` gives, where the system asks for it, the tokens that the first of them
+    attends to, in the order of admission; ``finished`` and ``joined`` count the sequences that left decoding at
+    their end, and that entered it (less those preempted), since the view before.
     """
 
     order: int
@@ -25,6 +29,10 @@ class StepView:
     running: int
     waiting: int
     load: Mapping[str, int] = field(factory=lambda: MappingProxyType({}))
+    tlp: int = 1
+    contexts: tuple[int, ...] = ()
+    finished: int = 0
+    joined: int = 0
 
 
 @frozen(slots=True, eq=False)
@@ -32,12 +40,13 @@ class Plan:
     """What a system decided: the graph to run and the bytes that change hands.
 
     ``allocate`` is reserved when the plan is committed, destinations of copies included; ``release`` is given
-    back when the step is observed. Both hold (owner, memory, bytes).
+    back when the step is observed. Both hold (owner, memory, bytes). ``note`` is the system's own.
     """
 
     graph: TaskGraph
     allocate: tuple[tuple[str, str, int], ...] = ()
     release: tuple[tuple[str, str, int], ...] = ()
+    note: Any = None
 
 
 @frozen(slots=True)

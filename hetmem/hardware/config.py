@@ -6,9 +6,10 @@ for every system.
 """
 
 from functools import cached_property
+from typing import Any
 
 from attrs import evolve, field, frozen
-from attrs.validators import ge, gt, in_, optional
+from attrs.validators import ge, gt, in_, le, optional
 
 from hetmem import catalog
 from hetmem.catalog.structure import structure
@@ -20,7 +21,9 @@ from hetmem.hardware.gpu import GpuSpec, gpu
 from hetmem.hardware.gpu_law import IDEAL, GpuLaw, gpu_law
 from hetmem.hardware.link import Link, LinkPath, link
 from hetmem.hardware.ndp import NdpDimms, ndp_dimms
+from hetmem.hardware.pim_config import AttAccConfig, PapiConfig, PimConfig, TileConfig
 from hetmem.hardware.ssd import Ssd, ssd
+from hetmem.hardware.tiled_gpu import caps
 
 ASSUMPTIONS = ("as-published", "fair")
 
@@ -56,6 +59,8 @@ class Assumptions:
         Whether a board's chips read a key/value head once for all its query heads.
     decoder_only
         Whether a board computes decoder layers only, without embedding and head.
+    attacc_accounting
+        Whether GPUs with PIM stacks follow the accounts of AttAcc's simulator; measured efficiencies otherwise.
     """
 
     name: str
@@ -75,6 +80,7 @@ class Assumptions:
     link_efficiency: bool
     gqa_reuse: bool
     decoder_only: bool
+    attacc_accounting: bool
 
 
 @frozen(kw_only=True)
@@ -135,6 +141,8 @@ class MachineConfig:
         pageable copies are charged.
     host, cpu, ssd, dimm
         Host DRAM and processor, SSD, NDP-DIMMs.
+    tile, pim, papi, attacc
+        The GPUs' tile law, the attention stacks, and the options of PAPI's and AttAcc's systems.
     sync_s
         One hop of a host-issued synchronisation between GPU and DIMMs.
     prefill_streams_all, flexgen_resident
@@ -158,6 +166,10 @@ class MachineConfig:
     cpu: CpuSpec | None = None
     ssd: Ssd | None = None
     dimm: NdpDimms | None = None
+    tile: TileConfig | None = None
+    pim: PimConfig | None = None
+    papi: PapiConfig | None = None
+    attacc: AttAccConfig | None = None
     sync_s: float = field(default=0.0, validator=ge(0))
     prefill_streams_all: bool
     flexgen_resident: bool
@@ -199,7 +211,7 @@ class MachinePreset:
     name: str
     gpu: str
     gpus: int
-    cpu: str
+    cpu: str | None = None
     ssd: str | None = None
     dimm: bool = False
     host_on_request: bool = False
@@ -212,6 +224,16 @@ class MachinePreset:
     host_pj_per_bit: float = 0.0
     sync_s: float = 0.0
     base_w: float | None = None
+    gpu_usable: float | None = field(default=None, validator=optional([gt(0), le(1)]))
+    tiled: bool = False
+    fc_units: str | None = None
+    fc_stacks: int = 0
+    attention_units: str | None = None
+    attention_stacks: int = 0
+    attention_link: str | None = None
+    decision_s: float = 0.0
+    pipelining: bool = False
+    co_processing: bool = False
 
 
 def assumptions(name: str) -> Assumptions:
@@ -247,8 +269,8 @@ def machine(
         When a part is not in the catalogue, or the machine has no such part.
     """
     entry = catalog.entry("machines", preset)
-    belief = assumptions(assumed)
     if is_board(entry):
+        belief = assumptions(assumed)
         absent = {"gpu": gpu_id, "gpus": gpus, "stack": stack, "dimms": dimms, "multipliers": multipliers}
         for name, value in absent.items():
             if value is not None:
@@ -257,8 +279,23 @@ def machine(
             entry, sustained=belief.dram_efficiency, link_efficiency=belief.link_efficiency,
             gqa_reuse=belief.gqa_reuse, decoder_only=belief.decoder_only,
         )  # fmt: skip
-    parts = structure(MachinePreset, entry)
-    card = _believed_gpu(gpu(gpu_id or parts.gpu), belief)
+    return gpu_machine(
+        preset, assumed, gpu_id=gpu_id, gpus=gpus, dimms=dimms, multipliers=multipliers, dimm_preset=dimm_preset,
+        stack=stack, stages=stages, host=host,
+    )  # fmt: skip
+
+
+def gpu_machine(
+    preset: str, assumed: str = "fair", *, gpu_id: str | None = None, gpus: int | None = None,
+    dimms: int | None = None, multipliers: int | None = None, dimm_preset: str = "datasheet", stack: str | None = None,
+    stages: int = 1, host: bool = False,
+) -> MachineConfig:  # fmt: skip
+    """Return the machine of a ``preset`` with GPUs; arguments and errors as of :func:`machine`."""
+    parts = structure(MachinePreset, catalog.entry("machines", preset))
+    belief = assumptions(assumed)
+    card = gpu(gpu_id or parts.gpu)
+    if not parts.tiled:
+        card = _believed_gpu(card, belief)
     ndp = _believed_dimms(ndp_dimms(dimm_preset), belief, dimms, multipliers) if parts.dimm else None
     if ndp is None and (dimms is not None or multipliers is not None):
         raise ConfigError("dimms" if dimms is not None else "multipliers", f"machine {preset} has no NDP-DIMMs")
@@ -279,20 +316,49 @@ def machine(
         stages=stages,
         gpus=parts.gpus if gpus is None else gpus,
         gpu_link=_between_gpus(link(card.peer_link)) if several else None,
-        gpu_usable=belief.gpu_usable,
+        gpu_usable=belief.gpu_usable if parts.gpu_usable is None else parts.gpu_usable,
         gpu_weight_bytes=belief.gpu_weight_bytes.get(card.name),
         pcie=_believed_link(link(card.host_link), belief),
         prefill_gbs=belief.prefill_gbs,
         pageable_copies=belief.pageable_copies,
         host=dram,
-        cpu=cpu(parts.cpu),
+        cpu=None if parts.cpu is None else cpu(parts.cpu),
         ssd=None if parts.ssd is None else ssd(parts.ssd),
         dimm=ndp,
+        **(_pim_parts(parts, belief, card, stack) if parts.tiled else {}),
         sync_s=parts.sync_s,
         prefill_streams_all=belief.prefill_streams_all,
         flexgen_resident=belief.flexgen_resident,
         base_w=parts.base_w,
     )
+
+
+def _pim_parts(parts: MachinePreset, belief: Assumptions, card: GpuSpec, stack: str | None) -> dict[str, Any]:
+    """Return the groups of a machine under the tile law."""
+    own = belief.attacc_accounting
+    compute, memory = caps() if own else gpu_law(card, stack).efficiencies
+    groups: dict[str, Any] = {
+        "tile": TileConfig(
+            corrected_energy=not own,
+            measured_all_reduce=not own,
+            whole_columns=parts.fc_units is not None or not own,
+            compute_efficiency=compute,
+            memory_efficiency=memory,
+        )
+    }
+    if parts.attention_units is not None and parts.attention_link is not None:
+        groups["pim"] = PimConfig(
+            units=parts.attention_units, stacks=parts.attention_stacks, link=parts.attention_link, measured_link=not own
+        )
+    if parts.fc_units is not None:
+        groups["papi"] = PapiConfig(
+            fc_units=parts.fc_units, fc_stacks=parts.fc_stacks, sustained=not own, decision_s=parts.decision_s
+        )
+    elif "pim" in groups:
+        groups["attacc"] = AttAccConfig(
+            pipelining=parts.pipelining, co_processing=parts.co_processing, softmax_hidden=own
+        )
+    return groups
 
 
 def _believed_gpu(card: GpuSpec, belief: Assumptions) -> GpuSpec:

@@ -88,6 +88,14 @@ class GpuLaw:
         """The software stack of the calibration, or ``ideal``."""
         return IDEAL if self.calibration is None else self.calibration.stack
 
+    @property
+    def efficiencies(self) -> tuple[float, float]:
+        """Achieved fractions of the peaks in linear kernels: of compute, and of memory, at most that of a stream."""
+        if self.calibration is None:
+            return 1.0, 1.0
+        law = self.calibration.law("gemm")
+        return law.compute_efficiency, min(law.memory_efficiency, self.spec.stream_efficiency)
+
     def legs_s(
         self, flops: float, n_bytes: float, dtype: str = "fp16", call: Call | None = None
     ) -> tuple[float, float]:

@@ -12,10 +12,12 @@ class Ledger:
     ----------
     capacities
         Bytes of each memory by name.
+    enforced
+        Whether to refuse what does not fit; otherwise it is only counted.
     """
 
-    def __init__(self, capacities: Mapping[str, int]) -> None:
-        self.capacities = dict(capacities)
+    def __init__(self, capacities: Mapping[str, int], enforced: bool = True) -> None:
+        self.capacities, self.enforced = dict(capacities), enforced
         self._held: dict[str, dict[str, int]] = {memory: {} for memory in capacities}
         self._used = dict.fromkeys(capacities, 0)
         self._peak = dict.fromkeys(capacities, 0)
@@ -29,7 +31,7 @@ class Ledger:
             When they do not fit; nothing is allocated then.
         """
         used = self._used[memory] + n_bytes
-        if used > self.capacities[memory]:
+        if used > self.capacities[memory] and self.enforced:
             raise CapacityError(
                 memory, n_bytes, self.free_bytes(memory), self.capacities[memory], tuple(self._held[memory].items())
             )
@@ -86,6 +88,11 @@ class Ledger:
     def free_bytes(self, memory: str) -> int:
         """Return the bytes of ``memory`` that nobody holds."""
         return self.capacities[memory] - self._used[memory]
+
+    @property
+    def excess_bytes(self) -> int:
+        """The most bytes that any memory has held beyond its capacity; 0 unless capacity is not enforced."""
+        return max(max(0, self._peak[memory] - most) for memory, most in self.capacities.items())
 
     def peak_bytes(self, memory: str) -> int:
         """Return the most bytes that ``memory`` has held at once."""

@@ -49,8 +49,8 @@ class Machine:
     memories: tuple[Memory, ...]
     base_w: float | None = field(default=0.0)
 
-    def elaborate(self, env: Clock) -> tuple[dict[str, Server], Ledger]:
-        """Return the running servers and the empty ledger.
+    def elaborate(self, env: Clock, enforced: bool = True) -> tuple[dict[str, Server], Ledger]:
+        """Return the running servers and the empty ledger, whose capacities may be left unenforced.
 
         Raises
         ------
@@ -72,7 +72,7 @@ class Machine:
             if memory.capacity_bytes <= 0:
                 raise ConfigError(f"machine.{memory.name}", f"capacity must be positive, not {memory.capacity_bytes}")
         servers = {unit.name: Server(env, unit.name) for unit in self.units}
-        return servers, Ledger({memory.name: memory.capacity_bytes for memory in self.memories})
+        return servers, Ledger({memory.name: memory.capacity_bytes for memory in self.memories}, enforced)
 
 
 def _refuse_twice(path: str, names: Iterable[str]) -> None:

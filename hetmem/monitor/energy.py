@@ -67,8 +67,9 @@ class Energy:
 
 
 def account(
-    units: Iterable[tuple[Consumer, int, int]], memories: Iterable[tuple[str, float | None]], elapsed_ps: int
-) -> Energy:
+    units: Iterable[tuple[Consumer, int, int]], memories: Iterable[tuple[str, float | None]], elapsed_ps: int,
+    split: Iterable[tuple[str, int]] = (),
+) -> Energy:  # fmt: skip
     """Return the energy of a run.
 
     Parameters
@@ -79,6 +80,8 @@ def account(
         (component, idle watts) of each part that only draws idle power.
     elapsed_ps
         Length of the run.
+    split
+        (component, dynamic femtojoules) of work whose server does not name the component that spends.
     """
     counted: dict[str, dict[str, int]] = {}
     missing: list[str] = []
@@ -88,13 +91,16 @@ def account(
         parts[part] += fj
 
     for unit, busy_ps, dynamic_fj in units:
-        add(unit.component, "dynamic", dynamic_fj)
+        if dynamic_fj or unit.idle_w is not None:
+            add(unit.component, "dynamic", dynamic_fj)
         if unit.idle_w is None or unit.active_w is None:
             missing.append(f"{unit.component} (idle)")
             continue
         idle, active = power_fj_per_ps(unit.idle_w), power_fj_per_ps(unit.active_w)
         add(unit.component, "idle", idle * elapsed_ps)
         add(unit.component, "active", (active - idle) * busy_ps)
+    for component, fj in split:
+        add(component, "dynamic", fj)
     for component, idle_w in memories:
         if idle_w is None:
             missing.append(component)

@@ -131,8 +131,8 @@ def iteration(case: Case, length: int, setting: Setting) -> Iteration:
     last = run.tasks.column("step") == run.steps.column("step")[-1]
     servers, n_bytes = run.tasks.column("server")[last], run.tasks.column("bytes")[last]
     noted = {}
-    if "mapping" in run.noted:
-        table = run.noted["mapping"]
+    if "mapping" in run.tables:
+        table = run.tables["mapping"]
         noted = {name: int(table.column(name)[-1]) for name in table.columns}
     return Iteration(
         seconds=to_s(int(ends[-1] - starts[-1])),
@@ -196,7 +196,7 @@ def growth(case: Case, first: int, last: int, setting: Setting = Setting()) -> G
 
 
 def _grown(run: Run, asked: Scenario, which: Any, first: int = 0) -> Growth:
-    table, spans = run.noted["mapping"], run.steps.column("end_ps") - run.steps.column("start_ps")
+    table, spans = run.tables["mapping"], run.steps.column("end_ps") - run.steps.column("start_ps")
     rate = asked.configuration().machine.slow.rate_bytes_per_s  # type: ignore[union-attr]
     seconds = spans[which] * 1e-12
     parts = {"attention": asked.model.n_kv_heads, "qkv": asked.model.n_kv_heads, "fc": asked.model.n_heads}
@@ -231,4 +231,4 @@ def dynamic(setting: Setting) -> tuple[float, Growth | None]:
     full = np.flatnonzero(run.steps.column("decode_sequences") >= GPT3.batch - 2)[:DYNAMIC_ITERATIONS]
     alone = full[run.steps.column("prefill_tokens")[full] == 0]
     spans = run.steps.column("end_ps") - run.steps.column("start_ps")
-    return to_s(int(spans[alone].sum())), _grown(run, asked, full) if run.noted else None
+    return to_s(int(spans[alone].sum())), _grown(run, asked, full) if "mapping" in run.tables else None

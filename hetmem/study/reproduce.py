@@ -63,13 +63,16 @@ Reproduction = Callable[[], list[Row]]
 
 def reproductions() -> dict[str, Reproduction]:
     """Return every reproduction by name."""
+    from hetmem.study.reproduce_attacc import attacc
     from hetmem.study.reproduce_h2m2 import h2m2
     from hetmem.study.reproduce_hermes_baselines import hermes_baselines
     from hetmem.study.reproduce_laws import dram, links
+    from hetmem.study.reproduce_papi import papi
     from hetmem.study.reproduce_serving import serving
 
     return {
-        "hermes-baselines": hermes_baselines, "dram": dram, "links": links, "serving": serving, "h2m2": h2m2,
+        "hermes-baselines": hermes_baselines, "h2m2": h2m2, "papi": papi, "attacc": attacc, "dram": dram,
+        "links": links, "serving": serving,
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from hetmem.hardware.dram import memory
 from hetmem.hardware.link import link
-from hetmem.study.measured import read_rows
+from hetmem.study.reference_data import read
 from hetmem.study.reproduce import Row, verdict
 
 CONSTANT = 0.9
@@ -20,7 +20,7 @@ def dram() -> list[Row]:
     """Return the DRAM law on one stream of reads, a row per device and chunk size, and its errors."""
     rows: list[Row] = []
     errors: dict[str, list[tuple[float, float]]] = {name: [] for name in DRAM_LIMITS}
-    for row in read_rows("dram/sustained.csv"):
+    for row in read("dram/sustained.csv"):
         if (row["mapping"], row["streams"], row["refresh"]) != ("bgfirst", "1", "ref") or float(row["write_frac"]):
             continue
         chunk = float(row["chunk_bytes"]) or None
@@ -54,7 +54,7 @@ def dram() -> list[Row]:
 
 def links() -> list[Row]:
     """Return the PCIe 3 law on the measured sweep from 4 KiB up: the error of the transfer time, four columns."""
-    table = [row for row in read_rows("kernels/pcie3_memcpy_sweep_gbs.csv") if int(row["bytes"]) >= 4096]
+    table = [row for row in read("kernels/pcie3_memcpy_sweep_gbs.csv") if int(row["bytes"]) >= 4096]
     size = np.array([float(row["bytes"]) for row in table])
     rows = []
     for path in ("pinned", "pageable"):

@@ -3,7 +3,8 @@
 The run: vLLM 0.19 with Llama-3.1-8B on one RTX PRO 6000, 300 requests over 29 s, published with LLMServingSim. The
 replay takes its requests, its limits (128 sequences, 2048 tokens a step, 35,913 blocks of 16) and kernel times
 measured on that GPU and stack; nothing is fitted on the run. ``paper`` is the measured value; no paper's rates take
-part, so ``as_published`` and ``fair`` are the same replay. Both need the data files (:mod:`hetmem.study.measured`).
+part, so ``as_published`` and ``fair`` are the same replay. Both need the data files of
+:mod:`hetmem.study.reference_data`.
 
 Assumed: no host time per step, printed beside a constant stated beforehand; attention of prefill and decode as two
 kernels (``sum``), printed beside one kernel for both (``mixed``, measured on another GPU of the stack); a KV cache
@@ -25,7 +26,8 @@ from hetmem.hardware.link import link
 from hetmem.study.kernel_fit import Fit, by_size, error, error_of, fit, naive_seconds
 from hetmem.study.kernel_form import Points
 from hetmem.study.kernel_table import read
-from hetmem.study.measured import data_path, read_rows
+from hetmem.study.reference_data import data_path
+from hetmem.study.reference_data import read as read_rows
 from hetmem.study.reproduce import Row, Tolerance, verdict
 from hetmem.study.run import PERCENTILES, Run
 from hetmem.study.simulate import simulate

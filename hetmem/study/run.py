@@ -45,10 +45,10 @@ class Run:
         Ticks that each server was busy.
     output_tokens
         Tokens of the requests that finished.
+    tables
+        Further tables by name: the system's own, and where speculated tokens went.
     counters
         Steps, events, preemptions and the KV blocks of the run.
-    noted
-        Tables of the system's own, by name.
     """
 
     scenario: "Scenario"
@@ -61,8 +61,8 @@ class Run:
     busy_ps: Mapping[str, int]
     output_tokens: int
     counters: Mapping[str, int]
+    tables: Mapping[str, Table]
     configuration: Mapping[str, Any] = field(repr=False)
-    noted: Mapping[str, Table] = field(factory=dict, repr=False)
 
     @property
     def elapsed_s(self) -> float:
@@ -144,8 +144,7 @@ class Run:
         tables: dict[str, Any] = {"requests": self.requests, "steps": self.steps, "utilization": self.utilization}
         if self.tasks is not None:
             tables["tasks"] = self.tasks
-        tables |= self.noted
-        tables["energy"] = self.energy
+        tables |= {**self.tables, "energy": self.energy}
         manifest = {
             "configuration": self.configuration,
             "summary": self.summary(),

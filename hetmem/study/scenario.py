@@ -13,6 +13,7 @@ from hetmem.hardware.config import ASSUMPTIONS, MachineConfig, machine
 from hetmem.hardware.ndp import PRESETS
 from hetmem.model import FP16, ModelSpec, Precision, load_model
 from hetmem.policy.batching import ContinuousBatch, FirstComeFirstServed, ShortestPromptFirst, StaticBatch
+from hetmem.policy.speculation import FixedLength, LevelTokens
 from hetmem.study.settings import with_settings
 from hetmem.system import System, system_class
 from hetmem.system.ops import COMPOSITIONS
@@ -26,6 +27,7 @@ DEFAULT_SWAP_MEMORY = "host"
 POLICIES: dict[str, dict[str, type]] = {
     "batching": {"static": StaticBatch, "continuous": ContinuousBatch},
     "admission": {"fcfs": FirstComeFirstServed, "shortest": ShortestPromptFirst},
+    "speculation": {"fixed": FixedLength, "level": LevelTokens},
 }
 
 
@@ -54,6 +56,16 @@ class Serving:
         Whether prompts reuse the blocks that others have computed, where a trace names them.
     unroll_layers
         A task per layer instead of one for all that are alike: the same ticks, a finer trace.
+    tlp, most_tlp
+        Tokens of each sequence that a step verifies: 1 for plain decoding, n for n - 1 drafts and the model's own;
+        and the most where the policy changes it.
+    acceptance
+        Which drafts are accepted: ``all``, or a geometric law with the mean of a measured pair such as
+        ``vicuna-7b-sps``. None is ``all`` as published; under fair assumptions it must be said.
+    draft_model
+        The model that drafts, run by the system; None drafts at no cost.
+    enforce_capacity
+        Whether what does not fit is refused. Off only to repeat what a tool did that does not check.
     """
 
     batch: int = field(validator=validators.ge(1))
@@ -68,6 +80,11 @@ class Serving:
     kv_memory: str | None = None
     prefix_reuse: bool = True
     unroll_layers: bool = False
+    tlp: int = field(default=1, validator=validators.ge(1))
+    most_tlp: int = field(default=8, validator=validators.ge(1))
+    acceptance: str | None = None
+    draft_model: str | None = None
+    enforce_capacity: bool = True
 
     def __attrs_post_init__(self) -> None:
         if (self.preempt == "swap") != (self.swap_to is not None):

@@ -1,7 +1,7 @@
 """One run: the system, its machine and its requests put together, run to the end and checked."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from attrs import evolve
@@ -25,6 +25,7 @@ from hetmem.monitor.energy import Energy, account
 from hetmem.monitor.recorder import Recorder
 from hetmem.study.run import Run
 from hetmem.study.scenario import POLICIES, Configuration, Scenario, Serving, scenario, unstructured
+from hetmem.study.speculating import draft_model, speculation
 from hetmem.system import Setup, System
 from hetmem.units import to_ps
 from hetmem.workload import FixedBatch, RequestTable
@@ -91,15 +92,17 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
             config.serving.unroll_layers,
             _kv_tokens(config.serving, longest),
             min(config.serving.batch * longest, config.serving.token_budget or 1 << 62),
+            draft_model(config),
             config.serving.attention,
             config.serving.kv_memory,
         )
     )
+    drafts = speculation(asked, config)
     machine = planner.machine()
     if config.serving.host_step_s:
         machine = evolve(machine, units=(*machine.units, Unit(ENGINE, ENGINE, None, None)))
     env = Clock()
-    servers, ledger = machine.elaborate(env)
+    servers, ledger = machine.elaborate(env, config.serving.enforce_capacity)
     planner.place(ledger)
     kv = KvCache(
         ledger, config.serving.block_tokens, planner.kv_bytes_per_token(), config.serving.kv_share,
@@ -114,11 +117,15 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
     )
     swap = _swap_space(config.serving, planner, ledger, kv)
     prefixes = PrefixCache(kv) if config.serving.prefix_reuse and has_hashes(requests.prefix_blocks) else None
+    sizes = _batches(config)
+    if drafts is not None and len(sizes) > 1:
+        raise UnsupportedError(planner.name, "speculates on one pipeline stage only")
     loop: DecodeLoop | None = None
-    for size in _batches(config):
+    for size in sizes:
         loop = DecodeLoop(
             env, scheduler, kv, recorder, requests, _policy(asked, "batching", size), _policy(asked, "admission", size),
-            config.serving.token_budget, progress, swap=swap, prefixes=prefixes, beside=loop,
+            config.serving.token_budget, progress, drafts, planner.needs_contexts, swap=swap, prefixes=prefixes,
+            beside=loop,
         )  # fmt: skip
     assert loop is not None
     for number, reason in requests.dropped:
@@ -134,7 +141,8 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
         "steps": scheduler.steps, "events": next(env._eid), "preemptions": loop.preemptions,
         "refused_on_arrival": loop.intake.refused, "tasks": sum(server.jobs for server in servers.values()),
         "kv_blocks_total": kv.total, "kv_blocks_peak": kv.peak, "kv_blocks_allocated": kv.allocated,
-        "kv_blocks_freed": kv.freed, "kv_blocks_held": kv.used,
+        "kv_blocks_freed": kv.freed, "kv_blocks_held": kv.used, "bytes_over_capacity": ledger.excess_bytes,
+        **planner.counters(),
     }  # fmt: skip
     if swap is not None:
         counters |= {"kv_blocks_swapped_out": swap.out, "kv_blocks_swapped_back": swap.back}
@@ -142,7 +150,8 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
         counters |= {"prefix_blocks_asked": prefixes.asked, "prefix_blocks_reused": prefixes.reused}
     return Run(
         scenario=asked, requests=recorder.requests, steps=recorder.steps, utilization=recorder.utilization,
-        tasks=recorder.tasks, energy=_energy(machine, servers, env.now), elapsed_ps=env.now,
+        tasks=recorder.tasks, energy=_energy(machine, servers, env.now, planner.spent_fj()), elapsed_ps=env.now,
+        tables={**planner.tables(), **loop.tables()},
         busy_ps={name: server.busy_at(env.now) for name, server in servers.items()},
         output_tokens=loop.delivered,
         counters=counters,
@@ -150,7 +159,6 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
                                               "assumptions": asked.assumptions, "dimm_preset": asked.dimm_preset,
                                               "decisions": dict(planner.decisions()),
                                               "stack": _stack(config.machine)},
-        noted=planner.tables(),
     )  # fmt: skip
 
 
@@ -199,7 +207,8 @@ def _require_batch(asked: Scenario, config: Configuration, kv: KvCache, ledger: 
     work = asked.workload
     if not isinstance(work, FixedBatch) or asked.arrivals:
         return
-    blocks = min(config.serving.batch, asked.requests or work.batch) * kv.blocks_for(work.prompt + work.output - 1)
+    tokens = work.prompt + work.output - 2 + config.serving.tlp
+    blocks = min(config.serving.batch, asked.requests or work.batch) * kv.blocks_for(tokens)
     if blocks > kv.total:
         memory = next(iter(kv.block_bytes))
         held = tuple((owner, n) for name, owner, n in ledger.holdings() if name == memory)
@@ -221,9 +230,19 @@ def _check_busy(servers: dict[str, Server], elapsed_ps: int) -> None:
             )
 
 
-def _energy(machine: Machine, servers: dict[str, Server], elapsed_ps: int) -> Energy:
+def _energy(
+    machine: Machine, servers: dict[str, Server], elapsed_ps: int, spent_fj: Mapping[str, Mapping[str, int]]
+) -> Energy:
+    """Return the account; what a system booked by component must be what its servers spent."""
+    for name, parts in spent_fj.items():
+        if sum(parts.values()) != servers[name].energy_fj:
+            raise ConservationError(
+                "energy = sum of its parts", f"{name} spent {servers[name].energy_fj} fJ, {sum(parts.values())} booked"
+            )
+    dynamic = {name: 0 if name in spent_fj else server.energy_fj for name, server in servers.items()}
     return account(
-        ((unit, servers[unit.name].busy_at(elapsed_ps), servers[unit.name].energy_fj) for unit in machine.units),
+        ((unit, servers[unit.name].busy_at(elapsed_ps), dynamic[unit.name]) for unit in machine.units),
         (*((m.component, m.idle_w) for m in machine.memories), ("base", machine.base_w)),
         elapsed_ps,
+        (part for parts in spent_fj.values() for part in parts.items()),
     )

@@ -32,9 +32,10 @@ class Setup:
     are the same, the trace is finer); ``kv_block_tokens`` is the block of the paged cache; ``longest`` is the most
     tokens any request of the run reaches and ``batch`` the most sequences at once, for systems that place memory
     beforehand. They need room for ``kv_tokens`` in the KV cache, its blocks and its share of the free memory
-    accounted for, and no step computes more than ``step_tokens`` new tokens. ``attention`` says how a step with
-    prefill and decodes launches attention (:data:`hetmem.system.ops.COMPOSITIONS`); ``kv_memory`` names the memory
-    of the KV cache, None the system's own choice.
+    accounted for, and no step computes more than ``step_tokens`` new tokens. ``draft`` is the model that drafts
+    tokens for speculative decoding, None where drafts cost nothing. ``attention`` says how a step with prefill and
+    decodes launches attention (:data:`hetmem.system.ops.COMPOSITIONS`); ``kv_memory`` names the memory of the KV
+    cache, None the system's own choice.
     """
 
     model: ModelSpec
@@ -48,6 +49,7 @@ class Setup:
     unroll_layers: bool = False
     kv_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
     step_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
+    draft: ModelSpec | None = None
     attention: str = "sum"
     kv_memory: str | None = None
 
@@ -71,12 +73,18 @@ class System(ABC):
     any_gpus: ClassVar[bool] = False
     #: Whether it runs on GPUs, or else on a board of memories with compute chips.
     has_gpus: ClassVar[bool] = True
+    #: Whether its plans need the context of each decoding sequence.
+    needs_contexts: ClassVar[bool] = False
+    #: Whether it can run a draft model.
+    drafts: ClassVar[bool] = False
 
     def __init__(self, setup: Setup) -> None:
         if self.moe_only and not setup.model.n_experts:
             raise UnsupportedError(self.name, f"{self.moe_only}; {setup.model.id} is dense")
         if setup.kv_memory is not None and not self.any_gpus:
             raise UnsupportedError(self.name, f"places its KV cache itself, not in {setup.kv_memory}")
+        if setup.draft is not None and not self.drafts:
+            raise UnsupportedError(self.name, f"has no place to run a draft model ({setup.draft.id})")
         self.setup = setup
         self.model, self.precision = setup.model, setup.precision
         if isinstance(setup.machine, MachineConfig):
@@ -129,6 +137,18 @@ class System(ABC):
     def observe(self, outcome: StepOutcome) -> None:  # noqa: B027
         """Take note of what happened."""
 
+    def spent_fj(self) -> Mapping[str, Mapping[str, int]]:
+        """Return the dynamic femtojoules committed so far by server and component, where the system splits them."""
+        return {}
+
+    def counters(self) -> Mapping[str, int]:
+        """Return what the system counts besides what every run does."""
+        return {}
+
+    def tables(self) -> Mapping[str, Table]:
+        """Return the tables that the system keeps besides those of every run."""
+        return {}
+
     @abstractmethod
     def floor_s(self, view: StepView) -> float:
         """Return a bound that no step can beat: the bytes it must read over the peak rates that they come at.
@@ -154,10 +174,6 @@ class System(ABC):
         """Return the KV bytes that the attention of a step reads at least."""
         shapes = (shape for shape in (view.prefill, view.decode) if shape is not None)
         return sum(shape.kv_tokens for shape in shapes) * self.model.kv_bytes_per_token(self.precision)
-
-    def tables(self) -> Mapping[str, Table]:
-        """Return what the system itself noted during the run, as tables by name."""
-        return {}
 
     def layer_blocks(self, first: int = 0, count: int | None = None) -> list[tuple[str, int]]:
         """Return (label, number) of the runs of equal layers to lower as one: each layer when unrolled."""

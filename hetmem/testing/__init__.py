@@ -7,7 +7,8 @@
 * :class:`ReferenceExecutor`: a second, independent engine of task graphs, and :class:`RandomLoops` to try it on.
 """
 
-import hetmem.testing.mapping  # noqa: F401 - registers its role
+from hetmem.testing import mapping as _mapping  # noqa: F401 - registers its role
+from hetmem.testing import parallelism as _parallelism  # noqa: F401 - registers its roles
 from hetmem.testing.conformance import check_policy, checks_for, parametrize_with_checks
 from hetmem.testing.device import DeviceUnderTest
 from hetmem.testing.random_graphs import RandomLoops

@@ -9,17 +9,24 @@ from attrs import define, field, frozen
 
 from hetmem.errors import ConfigError, UnknownNameError
 from hetmem.policy.batching import BatchView, ContinuousBatch, FirstComeFirstServed, ShortestPromptFirst, StaticBatch
+from hetmem.policy.reschedule import Oracle, Static, Threshold
+from hetmem.policy.speculation import FixedLength, LevelTokens
 from hetmem.study.scenario import POLICIES
 from hetmem.testing import Role, check_policy, checks_for, parametrize_with_checks, register_role, role_of, roles
 from hetmem.testing import role as role_module
 from hetmem.testing.conformance import snapshot
 
 SHIPPED = [StaticBatch(1), StaticBatch(7), ContinuousBatch(1), ContinuousBatch(31), FirstComeFirstServed(),
-           ShortestPromptFirst()]  # fmt: skip
+           ShortestPromptFirst(), FixedLength(1), FixedLength(4), LevelTokens(16, 8)]  # fmt: skip
 
 
 @parametrize_with_checks(SHIPPED)
 def test_conforms(policy, check):
+    check(policy)
+
+
+@parametrize_with_checks([Threshold(28), Threshold(28, 3), Static("gpu"), Oracle()], "reschedule")
+def test_rescheduling_conforms(policy, check):
     check(policy)
 
 

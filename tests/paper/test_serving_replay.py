@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hetmem
-from hetmem.study.measured import read_rows
+from hetmem.study.reference_data import read as read_rows
 from hetmem.study.reproduce import reproduce
 from hetmem.study.reproduce_serving import REQUESTS, SET_UP
 

@@ -19,7 +19,7 @@ from hetmem.hardware.systolic import Chip
 
 GPUS = [
     "m40", "p40", "v100", "t4", "rtx-3090", "rtx-4090", "a40", "a6000", "a100-sxm-40gb", "a100-pcie-80gb",
-    "a100-sxm-80gb", "l4", "l40s", "h100-sxm-80gb", "h200-sxm", "rtx-pro-6000",
+    "a100-sxm-80gb", "a100a", "l4", "l40s", "h100-sxm-80gb", "h200-sxm", "rtx-pro-6000",
 ]  # fmt: skip
 
 

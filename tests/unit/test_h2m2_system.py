@@ -109,9 +109,9 @@ def test_without_migration_nothing_is_copied_and_nothing_waits() -> None:
     flip = Flip("fc", BATCH * 513)
     with_copies = simulate(510, 5, policies={"mapping": flip})
     without = simulate(510, 5, policies={"mapping": flip}, settings={"machine.abstraction.migration": False})
-    assert with_copies.noted["mapping"].column("to_slow_bytes").sum() > 0
-    assert without.noted["mapping"].column("to_slow_bytes").sum() == 0
-    step = int(np.flatnonzero(with_copies.noted["mapping"].column("to_slow_bytes"))[0])
+    assert with_copies.tables["mapping"].column("to_slow_bytes").sum() > 0
+    assert without.tables["mapping"].column("to_slow_bytes").sum() == 0
+    step = int(np.flatnonzero(with_copies.tables["mapping"].column("to_slow_bytes"))[0])
     assert seconds(with_copies)[step] > seconds(without)[step]
     assert (np.delete(seconds(with_copies), step) == np.delete(seconds(without), step)).all()
 
@@ -132,7 +132,7 @@ def test_copies_pass_through_both_memories_and_the_link() -> None:
 
 def test_new_kv_pages_wait_for_frames_that_leave_when_the_fast_memory_is_full() -> None:
     run = eviction()
-    assert run.noted["mapping"].column("frame_waits").max() > 0
+    assert run.tables["mapping"].column("frame_waits").max() > 0
 
 
 # -- charges -----------------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_the_greedy_takes_what_the_paper_says() -> None:
                                                    ("naive", 8), ("static", 0)])  # fmt: skip
 def test_each_policy_is_charged_for_what_it_compares(name: str, candidates: int) -> None:
     run = simulate(200, 2, policies={"mapping": name})
-    assert run.noted["mapping"].column("candidates").tolist() == [candidates] * 2
+    assert run.tables["mapping"].column("candidates").tolist() == [candidates] * 2
 
 
 def test_walks_show_where_memory_decides_and_more_walkers_hide_them() -> None:
@@ -177,14 +177,14 @@ def test_a_memory_within_the_reach_of_the_tlb_costs_no_walks() -> None:
 
 def test_table_entries_cost_time_on_the_host() -> None:
     cheap, dear = (simulate(300, 4, settings={"machine.paging.update_s": s}) for s in (0.0, 1e-3))
-    entries = dear.noted["mapping"].column("table_entries")
+    entries = dear.tables["mapping"].column("table_entries")
     assert (seconds(dear) - seconds(cheap)) == pytest.approx(entries * 1e-3, abs=1e-9)
 
 
 def test_unpaged_memory_pays_for_nothing_of_it() -> None:
     run = simulate(1010, 40, settings={"machine.abstraction.paged": False})
     for column in ("table_entries", "to_fast_bytes", "to_slow_bytes", "fast_waste_bytes", "slow_waste_bytes"):
-        assert not run.noted["mapping"].column(column).any()
+        assert not run.tables["mapping"].column(column).any()
 
 
 def test_unrolled_layers_take_the_same_ticks() -> None:
@@ -285,7 +285,7 @@ def test_requests_of_a_dynamic_batch_join_and_leave_and_the_mapping_follows() ->
         "h2m2", model=GPT3, workload=dynamic_workload(), requests=60, batch=BATCH, machine=small(), precision=INT8,
         assumptions="as-published", policies={"batching": "continuous"}, settings={"serving.token_budget": "none"},
     )  # fmt: skip
-    table, steps = run.noted["mapping"].to_pandas(), run.steps.to_pandas()
+    table, steps = run.tables["mapping"].to_pandas(), run.steps.to_pandas()
     requests = run.requests.to_pandas()
     # Tokens held at each step from the requests alone: the prompt in the step of admission, one more each step after.
     contexts = np.zeros(len(steps), dtype=int)

@@ -19,6 +19,7 @@ from hetmem.study.scenario import Scenario, scenario
 from hetmem.study.settings import with_settings
 from hetmem.system.h2m2 import H2m2
 from hetmem.workload import fixed
+from hetmem.workload.lognormal import lognormal
 
 
 class H2m2OnCxl(H2m2):
@@ -28,6 +29,8 @@ class H2m2OnCxl(H2m2):
 
 
 SMALL = fixed(40, 3, 2)
+DRAFTING = {"serving.tlp": 2, "serving.acceptance": "vicuna-7b-sps", "serving.draft_model": "llama-7b"}
+FULL = fixed(40, 3, 64)  # attention takes several rounds
 # Names that hold no number of the machine: identifiers, and what a run is fed rather than what it runs on.
 PROBES: dict[str, dict[str, Any]] = {
     "resident": {"system": "resident", "model": "llama2-13b"},
@@ -118,6 +121,28 @@ PROBES: dict[str, dict[str, Any]] = {
     "lpddr-only": {"system": "lpddr-only", "model": "opt-6.7b"},
     "hierarchical": {"system": "hierarchical", "model": "opt-30b", "settings": {"machine.fast.capacity_bytes": 10**10}},
     "multi-hbm": {"system": "multi-hbm", "model": "opt-13b"},
+    "papi": {"system": "papi", "model": "llama-65b", "settings": {"machine.papi.attention_law": "flat"}},
+    "papi-full": {"system": "papi", "model": "llama-65b", "workload": FULL},
+    "papi-alpha": {
+        "system": "papi",
+        "model": "llama-65b",
+        "workload": lognormal(40, 12, 0.8, 4),
+        "settings": {"machine.papi.alpha": 3, "machine.papi.hysteresis": 1},
+    },
+    "papi-level": {
+        "system": "papi",
+        "model": "llama-65b",
+        "workload": fixed(40, 20, 1),
+        "policies": {"speculation": "level"},
+        "settings": DRAFTING | {"serving.tlp": 9},
+    },
+    "papi-published": {"system": "papi", "model": "llama-65b", "assumptions": "as-published"},
+    "dgx": {"system": "dgx", "model": "llama-65b", "workload": FULL},
+    "dgx-attacc": {"system": "dgx-attacc", "model": "llama2-70b", "workload": FULL, "settings": DRAFTING},
+    **{
+        f"{name}-drafting": {"system": name, "model": "llama2-70b", "workload": FULL, "settings": DRAFTING}
+        for name in ("papi", "papi-pim-only", "a100-attacc", "a100-hbm-pim", "attacc-only")
+    },
 }
 
 BOUNDS = (

@@ -13,7 +13,14 @@ SMALL = {
     "compare_chat": ["resident", "ndp-dimm", "--model", "opt-13b", "--workload", "lengths.csv", "--requests", "2"],
     "batch_sweep": ["--systems", "resident", "ndp-dimm", "--batches", "2", "1", "--output", "2"],
     "dimm_count": ["--dimms", "4", "16", "8", "--batch", "2", "--output", "2"],
+    "papi_decay": ["--model", "llama-7b", "--batches", "4", "2", "--mean", "8"],
+    "papi_gains": ["--models", "llama-65b", "--batches", "4", "--tlps", "4", "2", "--baselines", "attacc-only"],
 }
+PRINTED = {
+    "papi_decay": ("static, decaying", "continuous", "static, equal outputs", "gain in energy"),
+    "papi_gains": ("alpha", "attacc-only energy"),
+}
+USUAL = ("ndp-dimm", "as-published", "fair", "datasheet")
 
 
 def script(name):
@@ -36,7 +43,7 @@ def test_script_prints_a_table_and_writes_a_picture(name, tmp_path, monkeypatch,
     script(name).main([*SMALL[name], "--out", str(out)])
     printed = capsys.readouterr().out
     assert f"figure: {out}" in printed
-    for expected in ("ndp-dimm", "as-published", "fair", "datasheet"):
+    for expected in PRINTED.get(name, USUAL):
         assert expected in printed
     header = out.read_bytes()[:24]
     assert header.startswith(b"\x89PNG")

@@ -175,7 +175,13 @@ def test_a_batch_is_shared_out_over_the_stages() -> None:
 
 
 def test_unrolling_shows_kernels_and_changes_no_tick(trace: Path) -> None:
-    plain, traced = (run(trace, trace=True, tp=2, settings={"serving.unroll_layers": t}) for t in (False, True))
+    plain, traced = (
+        hetmem.simulate(
+            "resident", model="llama3.1-8b", workload=hetmem.from_file(trace), batch=8, trace=True, tp=2,
+            settings={"serving.unroll_layers": unrolled},
+        )
+        for unrolled in (False, True)
+    )  # fmt: skip
     assert (plain.elapsed_ps, plain.busy_ps) == (traced.elapsed_ps, traced.busy_ps)
     assert plain.energy.by_component == traced.energy.by_component
     assert {"qkv", "attention.decode", "lm_head"} <= set(traced.tasks.column("task"))

@@ -1,7 +1,4 @@
-"""Measured and simulated tables that reproductions compare with; they are not part of the package.
-
-The environment variable ``HETMEM_SHARED_DATA`` names their folder.
-"""
+"""Measured and simulated data that reproductions compare with; the files are not part of the package."""
 
 import csv
 import os
@@ -13,7 +10,7 @@ VARIABLE = "HETMEM_SHARED_DATA"
 
 
 def data_path(relative: str) -> Path:
-    """Return the path of a data file.
+    """Return the path of a file in the folder that ``HETMEM_SHARED_DATA`` names.
 
     Raises
     ------
@@ -29,7 +26,7 @@ def data_path(relative: str) -> Path:
     return path
 
 
-def read_rows(relative: str) -> list[dict[str, str]]:
+def read(relative: str) -> list[dict[str, str]]:
     """Return the rows of a CSV file; errors as :func:`data_path`."""
     with data_path(relative).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
