@@ -69,6 +69,11 @@ class Options:
         Pipeline stages; --tp times --pp is the number of GPUs.
     stack
         Software stack whose measured kernel times hold, such as vidur or vllm-0.14.
+    machine
+        Another machine preset, such as m2cache-70b.
+    grid
+        Grid for operational carbon: a source or region of `hetmem show carbon`, g/kWh, or a CSV hour,g_per_kwh.
+        PUE, lifetimes and tariff are set with --set accounting.pue=1.1 and the like.
     dimms
         Number of NDP-DIMMs.
     multipliers
@@ -119,6 +124,8 @@ class Options:
     tp: int | None = None
     pp: int | None = None
     stack: str | None = None
+    machine: str | None = None
+    grid: str | None = None
     dimms: int | None = None
     multipliers: int | None = None
     token_budget: int | None = None
@@ -147,7 +154,8 @@ class Options:
             work = fixed(self.prompt, self.output, self.batch or 1)
         return {
             "model": self.model, "workload": work, "batch": self.batch, "requests": self.requests,
-            "rate": self.rate, "gpu": self.gpu, "gpus": self.gpus, "dimms": self.dimms,
+            "rate": self.rate, "gpu": self.gpu, "gpus": self.gpus, "machine": self.machine, "grid": self.grid,
+            "dimms": self.dimms,
             "multipliers": self.multipliers, "policies": _pairs("policy", self.policy),
             "settings": _pairs("set", self.set_), "truncate": self.truncate, "seed": self.seed,
             **{name: getattr(self, name) for name in _SERVING},

@@ -67,12 +67,13 @@ def reproductions() -> dict[str, Reproduction]:
     from hetmem.study.reproduce_h2m2 import h2m2
     from hetmem.study.reproduce_hermes_baselines import hermes_baselines
     from hetmem.study.reproduce_laws import dram, links
+    from hetmem.study.reproduce_m2cache import m2cache
     from hetmem.study.reproduce_papi import papi
     from hetmem.study.reproduce_serving import serving
 
     return {
-        "hermes-baselines": hermes_baselines, "h2m2": h2m2, "papi": papi, "attacc": attacc, "dram": dram,
-        "links": links, "serving": serving,
+        "hermes-baselines": hermes_baselines, "h2m2": h2m2, "papi": papi, "attacc": attacc, "m2cache": m2cache,
+        "dram": dram, "links": links, "serving": serving,
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from hetmem.hardware.ndp import PRESETS
 from hetmem.model import FP16, ModelSpec, Precision, load_model
 from hetmem.policy.batching import ContinuousBatch, FirstComeFirstServed, ShortestPromptFirst, StaticBatch
 from hetmem.policy.speculation import FixedLength, LevelTokens
+from hetmem.study.footprint import Accounting, accounting
 from hetmem.study.settings import with_settings
 from hetmem.system import System, system_class
 from hetmem.system.ops import COMPOSITIONS
@@ -99,6 +100,7 @@ class Configuration:
     precision: Precision
     machine: MachineConfig | BoardConfig
     serving: Serving
+    accounting: Accounting
 
 
 @frozen(kw_only=True)
@@ -107,9 +109,10 @@ class Scenario:
 
     ``requests`` and ``rate`` shape the workload; ``gpu``, ``gpus``, ``tp`` and ``pp`` (tensor-parallel shards and
     pipeline stages, which multiply to the GPUs), ``stack``, ``dimms`` and ``multipliers`` change the system's
-    machine, ``machine`` replaces it; ``policies`` maps roles to names or objects; ``settings`` maps paths of the
-    :class:`Configuration` to values. ``block_size`` is tokens per KV block and ``host_step_us`` the engine's work
-    per step in microseconds; the others are those of :class:`Serving`.
+    machine, ``machine`` replaces it, by a preset's name or whole; ``grid`` is that of
+    :class:`~hetmem.study.footprint.Accounting`; ``policies`` maps roles to names or objects; ``settings`` maps paths
+    of the :class:`Configuration` to values. ``block_size`` is tokens per KV block and ``host_step_us`` the engine's
+    work per step in microseconds; the others are those of :class:`Serving`.
     """
 
     system: type[System]
@@ -136,7 +139,8 @@ class Scenario:
     attention: str | None = None
     kv_memory: str | None = None
     prefix_reuse: bool | None = None
-    machine: MachineConfig | BoardConfig | None = None
+    machine: MachineConfig | BoardConfig | str | None = None
+    grid: str | None = None
     precision: Precision = FP16
     policies: Mapping[str, Any] = field(factory=dict)
     settings: Mapping[str, Any] = field(factory=dict)
@@ -173,7 +177,7 @@ class Scenario:
         ConfigError, ConfigErrors, UnknownNameError
             When a part, a path or a value is wrong.
         """
-        given = self._machine() if self.machine is None else self.machine
+        given = self._machine() if self.machine is None or isinstance(self.machine, str) else self.machine
         stated = self.kv_blocks is not None or "serving.kv_blocks" in self.settings
         if stated and self.system.any_gpus and isinstance(given, MachineConfig):
             # The reserve stands for an engine's rule of how many blocks it takes; a stated number needs no rule.
@@ -193,16 +197,19 @@ class Scenario:
             serving = Serving(**defaults | {name: value for name, value in asked.items() if value is not None})
         except (TypeError, ValueError) as error:
             raise ConfigError("serving", str(error.args[0])) from None
-        tree = Configuration(model=self.model, precision=self.precision, machine=given, serving=serving)
+        tree = Configuration(
+            model=self.model, precision=self.precision, machine=given, serving=serving, accounting=accounting(self.grid)
+        )
         resolved: Configuration = with_settings(tree, self.settings)
         return resolved
 
     def _machine(self) -> MachineConfig | BoardConfig:
         gpus, stages = self._parallelism()
+        preset = self.machine if isinstance(self.machine, str) else self.system.preset
 
         def built(gpus: int | None) -> MachineConfig | BoardConfig:
             return machine(
-                self.system.preset, self.assumptions, gpu_id=self.gpu, gpus=gpus, dimms=self.dimms,
+                preset, self.assumptions, gpu_id=self.gpu, gpus=gpus, dimms=self.dimms,
                 multipliers=self.multipliers, dimm_preset=self.dimm_preset or PRESETS[1], stack=self.stack,
                 stages=stages, host=self._uses_host(),
             )  # fmt: skip

@@ -32,10 +32,10 @@ class Setup:
     are the same, the trace is finer); ``kv_block_tokens`` is the block of the paged cache; ``longest`` is the most
     tokens any request of the run reaches and ``batch`` the most sequences at once, for systems that place memory
     beforehand. They need room for ``kv_tokens`` in the KV cache, its blocks and its share of the free memory
-    accounted for, and no step computes more than ``step_tokens`` new tokens. ``draft`` is the model that drafts
-    tokens for speculative decoding, None where drafts cost nothing. ``attention`` says how a step with prefill and
-    decodes launches attention (:data:`hetmem.system.ops.COMPOSITIONS`); ``kv_memory`` names the memory of the KV
-    cache, None the system's own choice.
+    accounted for, and no step computes more than ``step_tokens`` new tokens. ``seed`` is that of the run's
+    random streams. ``draft`` is the model that drafts tokens for speculative decoding, None where drafts cost
+    nothing. ``attention`` says how a step with prefill and decodes launches attention
+    (:data:`hetmem.system.ops.COMPOSITIONS`); ``kv_memory`` names the memory of the KV cache, None the system's own.
     """
 
     model: ModelSpec
@@ -49,6 +49,7 @@ class Setup:
     unroll_layers: bool = False
     kv_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
     step_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
+    seed: int = 0
     draft: ModelSpec | None = None
     attention: str = "sum"
     kv_memory: str | None = None

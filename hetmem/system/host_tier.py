@@ -60,7 +60,7 @@ class HostTier:
         if hop == MEMORY:
             seconds, fj = n_bytes / self.rate, to_fj(8 * n_bytes * self.host.pj_per_bit * 1e-12 * times)
         elif hop.endswith(".hbm"):
-            seconds, fj = self.config.gpu.stream_s(n_bytes), 0
+            seconds, fj = self.config.gpu.stream_s(n_bytes), self.config.gpu.work_fj(0, n_bytes) * times
         else:
             seconds, fj = link.transfer_s(n_bytes) - link.latency_s, self.config.pcie.energy_fj(n_bytes) * times
         return Cost(to_ps(seconds) * times, fj, n_bytes * times)

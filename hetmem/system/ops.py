@@ -130,14 +130,19 @@ class GpuOps:
         priced = self._prices.get((op, times))
         if priced is None:
             whole, memory = self.law.legs_s(op.flops, op.n_bytes, self.dtype, op.call)
+            fj = self.law.spec.work_fj(op.flops, op.n_bytes, self.dtype) * times
             n_bytes = round(op.n_bytes) * times
             # A kernel that leaves the memory alone moves its bytes all the same: one tick, so that they count.
             memory_ps = max(to_ps(memory) * times, 1 if n_bytes else 0)
-            priced = Cost(to_ps(whole) * times), Cost(memory_ps, 0, n_bytes)
+            priced = Cost(to_ps(whole) * times, fj), Cost(memory_ps, 0, n_bytes)
             if isinstance(op.call, Gemm | Elementwise):  # attention hardly ever has the same size twice
                 _make_room(self._prices, 16 * _KEPT)
                 self._prices[op, times] = priced
         return priced
+
+    def op(self, kernel: Kernel) -> Op:
+        """Return the launch of one kernel by itself, its shape unknown: linear work without tiles."""
+        return Op(kernel.name, kernel.flops, kernel.bytes, kernel.weight_bytes)
 
     def _attention(self, prefill: StepShape | None, decode: StepShape | None) -> list[Op]:
         if prefill is not None and decode is not None and self.attention == "mixed":

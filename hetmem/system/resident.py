@@ -151,13 +151,14 @@ class Resident(System):
 
     def _price(self, prefix: str, run: list[Op], times: int, costs: dict[str, Cost]) -> None:
         slot = prefix + _name(run)
-        whole = memory = n_bytes = 0
+        whole = work_fj = memory = n_bytes = 0
         for op in run:
             compute_leg, memory_leg = self.ops.price(op, times)
             whole += compute_leg.ps
+            work_fj += compute_leg.fj
             memory += memory_leg.ps
             n_bytes += memory_leg.bytes
-        costs[slot + ".compute"], costs[slot + ".memory"] = Cost(whole), Cost(memory, 0, n_bytes)
+        costs[slot + ".compute"], costs[slot + ".memory"] = Cost(whole, work_fj), Cost(memory, 0, n_bytes)
 
     def _hidden_bytes(self, tokens: StepShape) -> int:
         return tokens.tokens * self.model.d_model * self.precision.activation_bits // 8
