@@ -401,6 +401,7 @@ def _believed_gpu(card: GpuSpec, belief: Assumptions) -> GpuSpec:
         card,
         memory_gbs=belief.gpu_bandwidth_gbs.get(card.name, card.memory_gbs),
         fp16_tflops=belief.gpu_fp16_tflops.get(card.name, card.fp16_tflops),
+        stream_efficiency=1.0 if belief.ideal_gpu else card.stream_efficiency,
     )
 
 
