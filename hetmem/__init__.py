@@ -4,6 +4,7 @@ from hetmem import plot
 from hetmem._version import __version__
 from hetmem.errors import CapacityError, ConfigError, HetmemError, UnsupportedError
 from hetmem.hardware.config import machine
+from hetmem.hardware.device import device
 from hetmem.hardware.dram import memory
 from hetmem.hardware.link import link
 from hetmem.hardware.pim import check_design as check_pim_design
@@ -26,6 +27,7 @@ __all__ = [
     "__version__",
     "check_pim_design",
     "compare",
+    "device",
     "fixed",
     "from_file",
     "link",

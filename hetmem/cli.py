@@ -165,7 +165,9 @@ def search_command(
 
 
 @app.command(name="reproduce")
-def reproduce_command(name: str, /, *, json: Annotated[bool, Parameter(negative=())] = False) -> int:
+def reproduce_command(
+    name: str, /, *, json: Annotated[bool, Parameter(negative=())] = False, plot: Path | None = None
+) -> int:
     """Print a paper's results beside the simulator's, each with a verdict.
 
     Parameters
@@ -174,15 +176,62 @@ def reproduce_command(name: str, /, *, json: Annotated[bool, Parameter(negative=
         What to reproduce, such as hermes-baselines.
     json
         Print JSON.
+    plot
+        Image of published and simulated results, where the reproduction has one.
     """
-    from hetmem.study.reproduce import as_json, reproduce
+    from hetmem.study.reproduce import as_json, draw, reproduce
 
     with show.waiting(f"reproducing {name}"):
         rows = reproduce(name)
+        if plot is not None:
+            draw(name, plot)
     if json:
         _print_json(as_json(rows))
     else:
         show.reproduction(name, rows)
+    return 0
+
+
+@app.command(name="calibrate")
+def calibrate_command(
+    table: Path, /, *, device: str,
+    where: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = (),
+    shapes: Path | None = None,
+    hold_out: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = (),
+    out: Path | None = None, plot: Path | None = None, stack: str = "user",
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:  # fmt: skip
+    """Fit the kernel laws of a GPU to measured kernel times, with cross-validated error.
+
+    Parameters
+    ----------
+    table
+        CSV with the columns m,n,k,time_us or batch,n_q,n_kv,head_dim,kv_len,time_us, or of a known profile.
+    device
+        Id of the GPU, whose datasheet supplies the peaks.
+    where
+        Condition for rows to use, such as gpu=a100, n>=1024 or batch%8=0; repeatable.
+    shapes
+        CSV with the dimensions of the models that the table names; by default from the catalogue.
+    hold_out
+        Condition for rows to test on and not to fit, such as model=internlm-20b; repeatable.
+    out
+        TOML file for the device entry; a catalogue folder's kernel_laws.toml is used from then on.
+    plot
+        Image of predicted over measured times.
+    stack
+        Name of the software stack that was measured.
+    json
+        Print JSON.
+    """
+    from hetmem.study.calibrate import calibrate
+
+    with show.waiting(f"calibrating {device}"):
+        found = calibrate(table, device, where, shapes, hold_out, out, plot, stack=stack)
+    if json:
+        _print_json(found.as_dict())
+    else:
+        show.calibration(found)
     return 0
 
 
@@ -280,8 +329,8 @@ def _require_parts(system: str, options: Options) -> None:
     for name, value in (("dimms", options.dimms), ("multipliers", options.multipliers)):
         if value is not None and not system_class(system).has_dimms:
             raise ConfigError(name, f"{system} has no NDP-DIMMs")
-    for name, asked in (("gpu", options.gpu), ("gpus", options.gpus)):
-        if asked is not None and not system_class(system).has_gpus:
+    for name in ("gpu", "gpus", "tp", "pp", "stack"):
+        if getattr(options, name) is not None and not system_class(system).has_gpus:
             raise ConfigError(name, f"{system} has no GPU")
 
 

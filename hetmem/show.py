@@ -23,6 +23,8 @@ from hetmem.system import SYSTEMS
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hetmem.study.calibrate import Calibration
+
 MANY = 5  # entries from which on one table holds them all
 DEVICE_KINDS = ("gpus", "cpus", "dram", "links", "ssds", "ndp", "pim_stacks", "pim_levels", "attention_links")
 SHOWN_FAILURES = 5
@@ -159,6 +161,8 @@ def comparison(result: Comparison) -> None:
             grid.add_row(*names, *_cells(row))
     out = console()
     out.print(grid)
+    if len(result.rows) == 1 and result.rows[0]["refused"] is None:
+        out.print(_served(result.rows[0]))
     for reason in dict.fromkeys(row["refused"] for row in result.rows if row["refused"] is not None):
         out.print(f"refused: {reason}")
     for name, components in result.not_counted.items():
@@ -177,6 +181,24 @@ def _title(result: Comparison) -> str:
             parts.append(f"static batches of {size}" if static else f"at most {size} sequences at once")
             break
     return ", ".join([*parts, f"seed {result.seed}"])
+
+
+def _served(row: dict[str, Any]) -> str:
+    """Return how a single run was served, in a line."""
+    blocks, batch, parts = row["kv_blocks"], row["batch"], []
+    if row["stack"] is not None:
+        parts.append(f"kernel times of {row['stack']}, attention composed as {row['attention']}")
+    parts += [
+        f"{row['steps']:,} steps in {_short(row['makespan_s'])} s",
+        f"{_short(batch['mean'])} sequences a step (at most {batch['max']})",
+        f"{blocks['peak']:,} of {blocks['total']:,} KV blocks",
+        f"{row['preemptions']:,} preemptions",
+    ]
+    if row["refused_on_arrival"]:
+        parts.append(f"{row['refused_on_arrival']:,} refused on arrival")
+    if row["prefix_blocks"] is not None:
+        parts.append(f"{row['prefix_blocks']['reused']:,} of {row['prefix_blocks']['asked']:,} prefix blocks reused")
+    return "; ".join(parts)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -271,6 +293,35 @@ def _tolerance(row: Row) -> str:
     if isinstance(row.tolerance, tuple):
         return f"{row.tolerance[0]:g} to {row.tolerance[1]:g}"
     return f"±{row.tolerance:.0%}"
+
+
+def calibration(found: "Calibration") -> None:
+    """Print the laws that were fitted, their parameters, and their errors beside the naive roofline's."""
+    from rich.table import Table
+
+    out = console()
+    laws = Table(title=f"{found.device}, stack {found.stack}: {found.table} ({found.form})", title_justify="left")
+    for head in ("kernel", "law", "parameters (* on a bound)", "cross-validated\nmedian / p90 %", "rows"):
+        laws.add_column(head)
+    errors = Table(title="errors, median / p90 %", title_justify="left")
+    for head in ("kernel and size", "rows of", "law", "roofline + 5 us", "rows"):
+        errors.add_column(head)
+    told = found.as_dict()
+    for name, one in told["kernels"].items():
+        marks = ((key, _short(value) if isinstance(value, float) else str(value), "*" * (key in one["at_bound"]))
+                 for key, value in one["parameters"].items())  # fmt: skip
+        values, crossed = ", ".join(f"{k} {v}{m}" for k, v, m in marks), one["cross_validated"]
+        laws.add_row(name, one["law"], values, _error(crossed), str(crossed["rows"]))
+    for group in ("fitted", "held_out"):
+        for name, one in told[group].items():
+            law, naive = one["law"], one["naive"]
+            errors.add_row(name, group.replace("_", " "), _error(law), _error(naive), str(law["rows"]))
+    out.print(laws)
+    out.print(errors)
+
+
+def _error(one: dict[str, Any]) -> str:
+    return f"{one['median_pct']:.1f} / {one['p90_pct']:.1f}"
 
 
 def listing(what: str) -> list[dict[str, Any]]:

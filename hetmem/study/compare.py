@@ -11,7 +11,7 @@ from hetmem.hardware.config import ASSUMPTIONS
 from hetmem.hardware.ndp import PRESETS
 from hetmem.model import ModelSpec
 from hetmem.monitor.save import SCHEMA_VERSION
-from hetmem.study.run import Run
+from hetmem.study.run import SERVED, Run
 from hetmem.study.scenario import Scenario, scenario
 from hetmem.study.settings import has_path, with_settings
 from hetmem.study.simulate import Progress, run_scenario
@@ -20,7 +20,7 @@ from hetmem.system import SYSTEMS, System
 MEASURED = (
     "tokens_per_s", "energy_per_token_j", "energy_phase_j", "carbon_operational_g_per_token",
     "carbon_embodied_g_per_token", "cost_usd_per_mtoken", "ssd", "unknown", "ttft_s", "tpot_s", "latency_s",
-    "time_share", "bound", "requests",
+    "time_share", "bound", "requests", *SERVED,
 )  # fmt: skip
 Report = Callable[[Scenario, float, int], None]
 
@@ -142,7 +142,7 @@ def _variants(
     from hetmem.system import system_class
 
     cls = system_class(name) if isinstance(name, str) else name
-    foreign = () if cls.has_gpus else ("gpu", "gpus")
+    foreign = () if cls.has_gpus else ("gpu", "gpus", "tp", "pp", "stack")
     if cls.has_dimms:
         return [(preset, dict(options)) for preset in presets]
     foreign = (*foreign, "dimms", "multipliers")

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from hetmem.study.scenario import Scenario
 
 PERCENTILES = (50, 90, 99)
+SERVED = (
+    "makespan_s", "output_tokens_per_s", "steps", "preemptions", "kv_blocks", "batch", "refused_on_arrival",
+    "prefix_blocks", "attention", "stack",
+)  # fmt: skip
 
 
 @frozen(eq=False)
@@ -114,7 +118,26 @@ class Run:
             "bound": max(shares, key=lambda name: shares[name]),
             "requests": {"in": len(self.requests), "done": done, "dropped": len(self.requests) - done},
             "refused": None,
+            **self._serving(),
         }
+
+    def _serving(self) -> dict[str, Any]:
+        """Return what a serving engine reports, and how attention was composed on which stack."""
+        blocks, counters, running = "kv_blocks_", self.counters, self.steps.column("running")
+        asked = counters.get("prefix_blocks_asked")
+        values = (
+            self.makespan_s,
+            self.tokens_per_s,
+            counters["steps"],
+            counters["preemptions"],
+            {name: counters[blocks + name] for name in ("total", "peak", "allocated", "freed", "held")},
+            {"mean": float(running.mean()), "max": int(running.max())},
+            counters["refused_on_arrival"],
+            None if asked is None else {"asked": asked, "reused": counters["prefix_blocks_reused"]},
+            self.configuration["serving"]["attention"],
+            self.configuration["stack"],
+        )
+        return dict(zip(SERVED, values, strict=True))
 
     def save(self, directory: str | Path) -> Path:
         """Write Parquet tables and a manifest to ``directory``; the manifest comes last.

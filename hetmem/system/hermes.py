@@ -95,7 +95,7 @@ class Hermes(NdpSystem):
 
     def _partition_rates(self, room: int) -> Rates:
         read_s, mac_s = 1 / self.weight_rate, self.pool.mac_s(8 / self.precision.weights_bits)
-        gpu_rate = self.config.gpu.memory_bytes_per_s * self.config.gpu.memory_efficiency
+        gpu_rate = self.config.gpu.memory_bytes_per_s * self.ops.law.efficiencies[1]
         return Rates(
             gpu_s_per_byte=1 / gpu_rate,
             dimm_s_per_byte=max(read_s, mac_s) if self.pool.overlapped else read_s + mac_s,
@@ -170,7 +170,7 @@ class Hermes(NdpSystem):
 
     def _gap_bytes(self, shape: StepShape) -> tuple[float, float]:
         """Return what PCIe and one DIMM-link carry while a projection runs."""
-        whole, _ = self.config.gpu.legs_s(*self._projection(shape), self.ops.dtype)
+        whole, _ = self.ops.law.legs_s(*self._projection(shape), self.ops.dtype)
         link_s = max(0.0, float(whole) - self.link.latency_s)
         return float(whole) * self.config.prefill_path().gbs * 1e9, link_s * self.link.gbs * 1e9
 
@@ -196,7 +196,7 @@ class Hermes(NdpSystem):
         """Return the costs of the computed neurons of all layers, on the GPU and on each DIMM."""
         pool, model, n_layers = self.pool, self.neurons, self.model.n_layers
         passed = 2 * shape.tokens * self.model.d_model * self.precision.activation_bits / 8
-        compute, memory = hot_costs(self.config.gpu, self.ops.dtype, model, block, work, passed)
+        compute, memory = hot_costs(self.ops.law, self.ops.dtype, model, block, work, passed)
         n_bytes = (work.units[:, 1:] * model.unit_bytes[block]).ravel()
         macs = (work.macs[:, 1:] * model.macs_per_unit[block]).ravel()
         reads = costs_of(n_bytes / self.rates[block], n_bytes, n_bytes * pool.read_fj(1e6) * 1e-6)

@@ -67,7 +67,7 @@ class Lia(HostComputeSystem):
             found.append(
                 Sublayer(
                     cpu_s=sum(self.cpu_s(k.flops, k.bytes, vectors=vectors) for k, vectors in kernels),
-                    gpu_s=sum(self.config.gpu.legs_s(k.flops, k.bytes, self.ops.dtype).total_s for k, _ in kernels),
+                    gpu_s=sum(self.ops.law.legs_s(k.flops, k.bytes, self.ops.dtype)[0] for k, _ in kernels),
                     operand_bytes=round(sum(k.weight_bytes + k.kv_read_bytes for k, _ in kernels)),
                     input_bytes=inputs[name],
                     store_bytes=round(sum(k.kv_write_bytes for k, _ in kernels)),

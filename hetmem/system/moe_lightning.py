@@ -60,11 +60,11 @@ class MoeLightning(HostComputeSystem):
         experts = groups["up"] + groups["down"]
         dense = [k for name, k in kernels.items() if name not in (*EXPERT, *ATTENTION)]
         gpu, cpu = self.config.gpu, self.cpu
+        compute, memory = self.ops.law.efficiencies
         room = self.config.gpu_usable_bytes - self.outer
         return HrmView(
             gpu=Side(
-                gpu.peak_flops(self.ops.dtype) * gpu.compute_efficiency,
-                gpu.memory_bytes_per_s * gpu.memory_efficiency, max(1, room),
+                gpu.peak_flops(self.ops.dtype) * compute, gpu.memory_bytes_per_s * memory, max(1, room),
             ),
             cpu=Side(
                 cpu.fp32_tflops * 1e12 * cpu.compute_efficiency,

@@ -40,7 +40,7 @@ class NdpSystem(System):
         # Weights are read as a stream, keys and values of a head in the blocks of the paged cache.
         kv_chunk = setup.kv_block_tokens * self.model.head_dim * self.precision.kv_bits / 8
         self.weight_rate, self.kv_rate = self.pool.read_bytes_per_s(), self.pool.read_bytes_per_s(kv_chunk)
-        self.ops = GpuOps(self.model, self.precision, self.config.gpu)
+        self.ops = GpuOps(self.model, self.precision, self.config.gpu_law)
         self.group_bytes = self.model.layer_bytes(self.precision)
         self.layer_bytes = sum(self.group_bytes.values())
 

@@ -14,7 +14,7 @@ from hetmem.hardware.ledger import Ledger
 from hetmem.model import StepShape, layer_kernels
 from hetmem.system.base import Setup
 from hetmem.system.ndp_base import NdpSystem
-from hetmem.system.ops import ATTENTION, Op
+from hetmem.system.ops import ATTENTION
 from hetmem.system.residency import FULLY_CONNECTED, LayerKind, fill, kinds
 from hetmem.units import to_ps
 
@@ -60,7 +60,7 @@ class NdpDimm(NdpSystem):
             parts = [k for k in kernels if (k.name in ATTENTION if name == "attention" else k.name == name)]
             slot = f"{kind.label}.{name}"
             if place == "gpu":
-                op = Op(name, sum(k.flops for k in parts), sum(k.bytes for k in parts), 0)
+                op = self.ops.launch(name, parts, shape)
                 costs[f"{slot}.compute"], costs[f"{slot}.memory"] = self.ops.price(op, kind.count)
             else:
                 rate = self.kv_rate if name == "attention" else self.weight_rate

@@ -64,7 +64,7 @@ class PowerInfer(OffloadSystem):
         room = beside_stream(self.config, self.layer_bytes, self.head_bytes, PREFETCH + 1)
         dense = self.model.n_layers * self.dense_layer_bytes
         require_room("gpu0", dense, room, self.config.gpu_usable_bytes)
-        gpu_rate = self.config.gpu.memory_bytes_per_s * self.config.gpu.memory_efficiency
+        gpu_rate = self.config.gpu.memory_bytes_per_s * self.ops.law.efficiencies[1]
         self.placement = place_neurons(
             policy(setup.policies.get("partition"), PARTITIONS), self.neurons.neurons, self.neurons.unit_bytes,
             self.neurons.config,
@@ -152,7 +152,7 @@ class PowerInfer(OffloadSystem):
     def _neuron_costs(self, block: str, tail: str, work: Work, shape: StepShape) -> dict[str, Cost]:
         model = self.neurons
         passed = 2 * shape.tokens * self.model.d_model * self.precision.activation_bits / 8
-        compute, memory = hot_costs(self.config.gpu, self.ops.dtype, model, block, work, passed)
+        compute, memory = hot_costs(self.ops.law, self.ops.dtype, model, block, work, passed)
         n_bytes = (work.units[:, 1] * model.unit_bytes[block]).astype(np.float64)
         whole, leg = self._cpu_s(2.0 * work.macs[:, 1] * model.macs_per_unit[block], n_bytes)
         costs: dict[str, Cost] = {}
