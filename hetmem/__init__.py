@@ -12,6 +12,7 @@ from hetmem.study.compare import Comparison, compare
 from hetmem.study.run import Run
 from hetmem.study.simulate import simulate
 from hetmem.workload import fixed, from_file
+from hetmem.workload.lognormal import lognormal
 
 __all__ = [
     "CapacityError",
@@ -28,6 +29,7 @@ __all__ = [
     "from_file",
     "link",
     "load_model",
+    "lognormal",
     "machine",
     "memory",
     "plot",

@@ -55,6 +55,11 @@ class Options:
         Another GPU: an id of `hetmem list devices`.
     gpus
         Number of GPUs.
+    machine
+        Another machine preset, such as m2cache-70b.
+    grid
+        Grid for operational carbon: a source or region of `hetmem show carbon`, g/kWh, or a CSV hour,g_per_kwh.
+        PUE, lifetimes and tariff are set with --set accounting.pue=1.1 and the like.
     dimms
         Number of NDP-DIMMs.
     multipliers
@@ -82,6 +87,8 @@ class Options:
     rate: float | None = None
     gpu: str | None = None
     gpus: int | None = None
+    machine: str | None = None
+    grid: str | None = None
     dimms: int | None = None
     multipliers: int | None = None
     policy: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = ()
@@ -100,7 +107,8 @@ class Options:
             work = fixed(self.prompt, self.output, self.batch or 1)
         return {
             "model": self.model, "workload": work, "batch": self.batch, "requests": self.requests,
-            "rate": self.rate, "gpu": self.gpu, "gpus": self.gpus, "dimms": self.dimms,
+            "rate": self.rate, "gpu": self.gpu, "gpus": self.gpus, "machine": self.machine, "grid": self.grid,
+            "dimms": self.dimms,
             "multipliers": self.multipliers, "policies": _pairs("policy", self.policy),
             "settings": _pairs("set", self.set_), "truncate": self.truncate, "seed": self.seed,
         }  # fmt: skip

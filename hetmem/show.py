@@ -15,6 +15,7 @@ from hetmem.system import SYSTEMS
 if TYPE_CHECKING:
     from rich.console import Console
 
+MANY = 5  # entries from which on one table holds them all
 DEVICE_KINDS = ("gpus", "cpus", "dram", "links", "ssds", "ndp", "pim_stacks", "pim_levels", "attention_links")
 WIDTH = 190  # of a table that goes into a file or a pipe
 
@@ -61,20 +62,25 @@ def comparison(result: Comparison) -> None:
     grid = Table(title=_title(result), title_justify="left")
     for name in ("system", "assumptions", "DIMM preset"):
         grid.add_column(name, no_wrap=True)
-    for name in ("tokens/s", "TTFT s\np50 / p99", "TPOT ms\np50 / p99", "J/token", "requests\ndone / in"):
+    for name in ("tokens/s", "TTFT s\np50 / p99", "TPOT ms\np50 / p99", "J/token", "CO2 mg/token\nenergy + making",
+                 "$/Mtoken\ncapital + energy", "requests\ndone / in"):  # fmt: skip
         grid.add_column(name, justify="right", no_wrap=True)
     grid.add_column("busy share of time")
     grid.add_column("bound by", no_wrap=True)
     for row in result.rows:
         names = (row["system"], row["assumptions"], row["dimm_preset"] or "-")
         if row["refused"] is not None:
-            grid.add_row(*names, *["-"] * 5, f"refused: {row['refused']}", "-")
+            grid.add_row(*names, *["-"] * 7, "refused, see below", "-")
         else:
             grid.add_row(*names, *_cells(row))
     out = console()
     out.print(grid)
+    for reason in dict.fromkeys(row["refused"] for row in result.rows if row["refused"] is not None):
+        out.print(f"refused: {reason}")
     for name, components in result.not_counted.items():
         out.print(f"energy of {name} does not count: {', '.join(components)}")
+    for name, reasons in result.unknown.items():
+        out.print(f"not known of {name}: {'; '.join(reasons)}")
 
 
 def _title(result: Comparison) -> str:
@@ -96,10 +102,18 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{_short(ttft['p50'])} / {_short(ttft['p99'])}",
         f"{_milli(tpot['p50'])} / {_milli(tpot['p99'])}",
         _short(row["energy_per_token_j"]),
+        _carbon(row),
+        " + ".join(_short(row["cost_usd_per_mtoken"][part]) for part in ("capital", "energy")),
         f"{requests['done']} / {requests['in']}",
         _shares(row["time_share"]),
         row["bound"],
     ]
+
+
+def _carbon(row: dict[str, Any]) -> str:
+    making = row["carbon_embodied_g_per_token"]
+    span = "-" if making is None else f"{_milli(making['low'])} to {_milli(making['high'])}"
+    return f"{_milli(row['carbon_operational_g_per_token'])} + {span}"
 
 
 def _shares(shares: dict[str, float]) -> str:
@@ -148,7 +162,8 @@ def reproduction(name: str, rows: Sequence[Row]) -> None:
     grid = Table(title=name, title_justify="left")
     for head in shown:
         grid.add_column(
-            head, justify="right" if head in numbers else "left", no_wrap=head not in ("quantity", "metric")
+            head, justify="right" if head in numbers else "left", no_wrap=head not in ("quantity", "metric"),
+            overflow="fold",
         )
     for cells in zip(*shown.values(), strict=True):
         grid.add_row(*cells)
@@ -192,6 +207,8 @@ def table(rows: Sequence[dict[str, Any]]) -> None:
 def facts(name: str) -> list[dict[str, Any]]:
     """Return all that the catalogue knows under ``name``: a dictionary per entry, each value with source and grade.
 
+    The name of a kind, such as ``gpus``, stands for its entries; ``carbon`` for footprints and prices both.
+
     Raises
     ------
     UnknownNameError
@@ -205,6 +222,8 @@ def facts(name: str) -> list[dict[str, Any]]:
         for known in catalog.ids(kind)
         if catalog.normalize(known) == wanted
     ]
+    kinds = ("carbon", "prices") if wanted == "carbon" else tuple(k for k in catalog.kinds() if k == wanted)
+    found += [_entry_facts(catalog.entry(kind, known)) for kind in kinds for known in catalog.ids(kind)]
     if not found:
         everything = [known for kind in catalog.kinds() for known in catalog.ids(kind)]
         raise UnknownNameError("name", name, (*(system.name for system in SYSTEMS), *everything))
@@ -231,6 +250,15 @@ def fact_tables(found: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
     out = console()
+    if len(found) > MANY:
+        grid = Table(title_justify="left")
+        for head in ("kind", "entry", "key", "value", "grade", "source"):
+            grid.add_column(head, no_wrap=head != "source")
+        for one in found:
+            for key, fact in one["facts"].items():
+                grid.add_row(one["kind"], one["id"], key, _value(fact["value"]), fact["grade"], fact["source"])
+        out.print(grid)
+        return
     for one in found:
         if "facts" not in one:
             out.print(f"{one['id']} (system): {one['summary']}")

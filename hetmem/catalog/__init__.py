@@ -80,6 +80,15 @@ def entry(kind: str, name: str) -> Entry:
     raise UnknownNameError(kind.removesuffix("s"), name, tuple(entries))
 
 
+def whole(found: Entry) -> Entry:
+    """Return ``found`` with what it does not say itself taken from the entry of its kind that ``base`` names."""
+    if "base" not in found.facts:
+        return found
+    facts = {**whole(entry(found.kind, found["base"])).facts, **found.facts}
+    del facts["base"]
+    return Entry(found.kind, found.id, facts)
+
+
 @contextmanager
 def patched(kind: str, name: str, key: str, value: Any) -> Iterator[None]:
     """Replace one value for the length of a ``with`` block: for sensitivity studies and tests."""

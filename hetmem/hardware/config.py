@@ -19,6 +19,7 @@ from hetmem.hardware.dram import MAPPINGS, MemorySystem, memory
 from hetmem.hardware.gpu import GpuSpec, gpu
 from hetmem.hardware.link import Link, LinkPath, link
 from hetmem.hardware.ndp import NdpDimms, ndp_dimms
+from hetmem.hardware.neurons import NeuronConfig, neurons
 from hetmem.hardware.pim_config import AttAccConfig, PapiConfig, PimConfig, TileConfig
 from hetmem.hardware.ssd import Ssd, ssd
 from hetmem.hardware.tiled_gpu import capped
@@ -62,6 +63,12 @@ class Assumptions:
         Whether a board's chips read a key/value head once for all its query heads.
     decoder_only
         Whether a board computes decoder layers only, without embedding and head.
+    ssd_read_gbs
+        What reading whole layers from the SSD achieves; None where the SSD's own rate holds.
+    static_power
+        Whether every part draws its full power all the time, and moving a bit costs nothing beside.
+    neurons_published
+        Whether neuron offloading takes the rates and the composition that its paper implies.
     attacc_accounting
         Whether GPUs with PIM stacks follow the accounts of AttAcc's simulator; measured efficiencies otherwise.
     """
@@ -85,6 +92,9 @@ class Assumptions:
     link_efficiency: bool
     gqa_reuse: bool
     decoder_only: bool
+    ssd_read_gbs: float | None = field(default=None, validator=optional(gt(0)))
+    static_power: bool = False
+    neurons_published: bool = False
     attacc_accounting: bool
 
 
@@ -141,6 +151,8 @@ class MachineConfig:
         pageable copies are charged.
     host, cpu, ssd, dimm
         Host DRAM and processor, SSD, NDP-DIMMs.
+    neurons
+        Parameters of systems that offload single neurons.
     tile, pim, papi, attacc
         The GPUs' tile law, the attention stacks, and the options of PAPI's and AttAcc's systems.
     sync_s
@@ -167,6 +179,7 @@ class MachineConfig:
     ssd: Ssd | None = None
     dimm: NdpDimms | None = None
     dimm_link: Link | None = None
+    neurons: NeuronConfig | None = None
     tile: TileConfig | None = None
     pim: PimConfig | None = None
     papi: PapiConfig | None = None
@@ -215,6 +228,8 @@ class MachinePreset:
     host_pj_per_bit: float = 0.0
     sync_s: float = 0.0
     base_w: float | None = None
+    neurons: str | None = None
+    published: str = ASSUMPTIONS[0]
     gpu_usable: float | None = field(default=None, validator=optional([gt(0), le(1)]))
     tiled: bool = False
     fc_units: str | None = None
@@ -228,8 +243,8 @@ class MachinePreset:
 
 
 def assumptions(name: str) -> Assumptions:
-    """Return the assumption set ``name``, one of :data:`ASSUMPTIONS`."""
-    return structure(Assumptions, catalog.entry("assumptions", name))
+    """Return the assumption set ``name``: one of :data:`ASSUMPTIONS`, or what stands for the first on a machine."""
+    return structure(Assumptions, catalog.whole(catalog.entry("assumptions", name)))
 
 
 def machine(
@@ -258,6 +273,7 @@ def machine(
         for name, value in (("gpu", gpu_id), ("gpus", gpus), ("dimms", dimms), ("multipliers", multipliers)):
             if value is not None:
                 raise ConfigError(name, f"machine {preset} has none")
+        belief = assumptions(assumed)
         return board(
             entry, sustained=belief.dram_efficiency, link_efficiency=belief.link_efficiency,
             gqa_reuse=belief.gqa_reuse, decoder_only=belief.decoder_only,
@@ -273,7 +289,7 @@ def gpu_machine(
 ) -> MachineConfig:  # fmt: skip
     """Return the machine of a ``preset`` with GPUs; arguments and errors as of :func:`machine`."""
     parts = structure(MachinePreset, catalog.entry("machines", preset))
-    belief = assumptions(assumed)
+    belief = assumptions(parts.published if assumed == ASSUMPTIONS[0] else assumed)
     card = gpu(gpu_id or parts.gpu)
     if not parts.tiled:
         card = _believed_gpu(card, belief)
@@ -291,7 +307,7 @@ def gpu_machine(
             pj_per_bit=parts.host_pj_per_bit,
         )  # fmt: skip
     several = (parts.gpus if gpus is None else gpus) > 1
-    return MachineConfig(
+    built = MachineConfig(
         gpu=card,
         gpus=parts.gpus if gpus is None else gpus,
         gpu_link=_between_gpus(link(card.peer_link)) if several else None,
@@ -302,9 +318,10 @@ def gpu_machine(
         pageable_copies=belief.pageable_copies,
         host=host,
         cpu=None if parts.cpu is None else cpu(parts.cpu),
-        ssd=None if parts.ssd is None else ssd(parts.ssd),
+        ssd=None if parts.ssd is None else _believed_ssd(ssd(parts.ssd), belief),
         dimm=ndp,
         dimm_link=None if parts.dimm_link is None else link(parts.dimm_link),
+        neurons=None if parts.neurons is None else neurons(parts.neurons, published=belief.neurons_published),
         **(_pim_parts(parts, belief) if parts.tiled else {}),
         sync_s=parts.sync_s,
         prefill_streams_all=belief.prefill_streams_all,
@@ -313,6 +330,24 @@ def gpu_machine(
         deja_vu_communication=belief.deja_vu_communication,
         base_w=parts.base_w,
     )
+    return _static(built) if belief.static_power else built
+
+
+def _static(config: MachineConfig) -> MachineConfig:
+    """Return the machine with every part at its full power all the time, whatever it does."""
+    cpu, host, ssd = config.cpu, config.host, config.ssd
+    return evolve(
+        config,
+        gpu=evolve(config.gpu, context_w=config.gpu.tdp_w),
+        pcie=evolve(config.pcie, pj_per_bit=0.0),
+        cpu=None if cpu is None else evolve(cpu, idle_w=cpu.active_w),
+        host=None if host is None else evolve(host, pj_per_bit=0.0),
+        ssd=None if ssd is None else evolve(ssd, pj_per_bit=0.0),
+    )
+
+
+def _believed_ssd(found: Ssd, belief: Assumptions) -> Ssd:
+    return found if belief.ssd_read_gbs is None else evolve(found, read_gbs=belief.ssd_read_gbs)
 
 
 def _pim_parts(parts: MachinePreset, belief: Assumptions) -> dict[str, Any]:
@@ -358,10 +393,10 @@ def _between_gpus(found: Link) -> Link:
 
 
 def _believed_link(found: Link, belief: Assumptions) -> Link:
-    if belief.stream_gbs is None or belief.pageable_gbs is None or found.h2d_pinned is None:
+    if belief.stream_gbs is None or found.h2d_pinned is None:
         return found
     pinned = LinkPath(latency_s=found.h2d_pinned.latency_s, gbs=belief.stream_gbs)
-    pageable = LinkPath(latency_s=found.h2d_pinned.latency_s, gbs=belief.pageable_gbs)
+    pageable = LinkPath(latency_s=found.h2d_pinned.latency_s, gbs=belief.pageable_gbs or belief.stream_gbs)
     try:
         return evolve(
             found, peak_gbs=belief.link_peak_gbs or found.peak_gbs, h2d_pinned=pinned, d2h_pinned=pinned,

@@ -5,7 +5,7 @@ caches, and cores taken by the host's other work. The efficiencies are assumed, 
 """
 
 from attrs import field, frozen
-from attrs.validators import ge, gt
+from attrs.validators import ge, gt, optional
 
 from hetmem import catalog
 from hetmem.catalog.structure import structure
@@ -19,7 +19,9 @@ class CpuSpec:
     Attributes
     ----------
     fp32_tflops, memory_gbs : float
-        Vector peak, and bandwidth of the memory attached to it.
+        Peak, and bandwidth of the memory attached to it.
+    vector_tflops : float or None
+        Peak for products of a matrix with one vector, where matrix units do not reach them.
     idle_w, active_w : float
         Package power, idle and busy.
     compute_efficiency, memory_efficiency, launch_s, smooth_q : float
@@ -28,6 +30,7 @@ class CpuSpec:
 
     name: str
     fp32_tflops: float = field(validator=gt(0))
+    vector_tflops: float | None = field(default=None, validator=optional(gt(0)))
     memory_gbs: float = field(validator=gt(0))
     idle_w: float = field(validator=ge(0))
     active_w: float = field(validator=ge(0))
@@ -45,12 +48,16 @@ class CpuSpec:
         """Peak memory bandwidth in bytes per second."""
         return self.memory_gbs * 1e9
 
-    def legs_s(self, flops: float | Array, n_bytes: float | Array) -> KernelTime:
-        """Return seconds of a kernel alone, fork and join included, and of its memory leg."""
+    def legs_s(self, flops: float | Array, n_bytes: float | Array, *, vectors: bool = False) -> KernelTime:
+        """Return seconds of a kernel alone, fork and join included, and of its memory leg.
+
+        ``vectors`` says that it multiplies matrices with single vectors.
+        """
+        peak = self.vector_tflops if vectors and self.vector_tflops is not None else self.fp32_tflops
         return roofline(
             flops,
             n_bytes,
-            peak_flops=self.fp32_tflops * 1e12,
+            peak_flops=peak * 1e12,
             peak_gbs=self.memory_gbs,
             compute_efficiency=self.compute_efficiency,
             memory_efficiency=self.memory_efficiency,

@@ -15,11 +15,17 @@ from hetmem import catalog
 from hetmem.catalog.structure import structure
 from hetmem.errors import ConfigError
 from hetmem.hardware.roofline import Array, KernelTime, fraction, roofline
+from hetmem.units import to_fj
+
+MEMORY_POWER = 0.7  # share of a board's dynamic power that saturated memory alone draws (assumed; nothing published)
 
 
 @frozen(kw_only=True)
 class GpuSpec:
     """One GPU.
+
+    While a kernel runs the board draws ``context_w`` and, of what is left to ``tdp_w``, the larger of the utilisation
+    of its units and :data:`MEMORY_POWER` times that of its memory.
 
     Attributes
     ----------
@@ -86,6 +92,11 @@ class GpuSpec:
             launch_s=self.launch_s,
             smooth_q=self.smooth_q,
         )
+
+    def work_fj(self, flops: float, n_bytes: float, dtype: str = "fp16") -> int:
+        """Return the femtojoules of work above the power of a live context; how fast it is done does not matter."""
+        busy_s = max(flops / self.peak_flops(dtype), MEMORY_POWER * n_bytes / self.memory_bytes_per_s)
+        return to_fj((self.tdp_w - self.context_w) * busy_s)
 
     def ideal(self) -> "GpuSpec":
         """Return the GPU of a naive roofline: peak rates, the slower of compute and memory, no launch."""

@@ -21,7 +21,7 @@ DEFAULT_QUEUE_DEPTH = 32  # what one thread of an asynchronous reader keeps unde
 
 @frozen(kw_only=True)
 class Ssd:
-    """One SSD: ``*_gbs`` in GB/s, ``latency_s`` of one small request."""
+    """One SSD: ``*_gbs`` in GB/s, ``latency_s`` of one small request, ``capacity_gb`` in 1e9 bytes."""
 
     name: str
     read_gbs: float = field(validator=gt(0))
@@ -29,6 +29,12 @@ class Ssd:
     latency_s: float = field(validator=ge(0))
     pj_per_bit: float = field(validator=ge(0))
     idle_w: float | None = field(default=None, validator=optional(ge(0)))
+    capacity_gb: float = field(validator=gt(0))
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Capacity in bytes."""
+        return round(self.capacity_gb * 1e9)
 
     def transfer_s(
         self,

@@ -8,7 +8,7 @@ up to the total exactly. A component without a figure is listed as not counted, 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from attrs import frozen
+from attrs import field, frozen
 
 from hetmem.units import power_fj_per_ps, to_j
 
@@ -31,10 +31,11 @@ class Consumer(Protocol):
 
 @frozen
 class Energy:
-    """Femtojoules by component and part, and the components that could not be counted."""
+    """Femtojoules by component and part, the components that could not be counted, and the split by phase."""
 
     by_component: Mapping[str, Mapping[str, int]]
     not_counted: tuple[str, ...]
+    by_phase: Mapping[str, Mapping[str, int]] = field(factory=dict)
 
     @property
     def total_fj(self) -> int:
@@ -49,6 +50,10 @@ class Energy:
     def component_j(self) -> dict[str, float]:
         """Return joules by component."""
         return {name: to_j(sum(parts.values())) for name, parts in self.by_component.items()}
+
+    def phase_j(self) -> dict[str, float]:
+        """Return joules by phase: prefill, decode, mixed and wait, as far as they occurred."""
+        return {name: to_j(sum(parts.values())) for name, parts in self.by_phase.items()}
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return a row per component with its parts and total in joules."""

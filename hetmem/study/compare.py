@@ -17,7 +17,11 @@ from hetmem.study.settings import has_path, with_settings
 from hetmem.study.simulate import Progress, run_scenario
 from hetmem.system import SYSTEMS, System
 
-MEASURED = ("tokens_per_s", "energy_per_token_j", "ttft_s", "tpot_s", "latency_s", "time_share", "bound", "requests")
+MEASURED = (
+    "tokens_per_s", "energy_per_token_j", "energy_phase_j", "carbon_operational_g_per_token",
+    "carbon_embodied_g_per_token", "cost_usd_per_mtoken", "ssd", "unknown", "ttft_s", "tpot_s", "latency_s",
+    "time_share", "bound", "requests",
+)  # fmt: skip
 Report = Callable[[Scenario, float, int], None]
 
 
@@ -36,6 +40,15 @@ class Comparison:
     def all_refused(self) -> bool:
         """Whether no system could run the model."""
         return all(run is None for run in self.runs)
+
+    @property
+    def unknown(self) -> dict[str, tuple[str, ...]]:
+        """Why carbon or cost of a system is not known, by system."""
+        found = {}
+        for run in self.runs:
+            if run and run.footprint.unknown:
+                found[run.scenario.system.name] = tuple(dict.fromkeys(run.footprint.unknown))
+        return found
 
     @property
     def not_counted(self) -> dict[str, tuple[str, ...]]:

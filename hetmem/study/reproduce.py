@@ -67,11 +67,12 @@ def reproductions() -> dict[str, Reproduction]:
     from hetmem.study.reproduce_hermes import hermes
     from hetmem.study.reproduce_hermes_baselines import hermes_baselines
     from hetmem.study.reproduce_laws import dram, links
+    from hetmem.study.reproduce_m2cache import m2cache
     from hetmem.study.reproduce_papi import papi
 
     return {
         "hermes": hermes, "hermes-baselines": hermes_baselines, "h2m2": h2m2, "papi": papi, "attacc": attacc,
-        "dram": dram, "links": links,
+        "m2cache": m2cache, "dram": dram, "links": links,
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from hetmem.monitor.energy import Energy
 from hetmem.monitor.perfetto import write_timeline
 from hetmem.monitor.save import save_tables
 from hetmem.monitor.table import Table
+from hetmem.study.footprint import Footprint
 from hetmem.units import to_s
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ class Run:
     tables
         Further tables by name: the system's own, and where speculated tokens went.
     counters
-        Steps, events, preemptions and the KV blocks of the run.
+        Steps, events, preemptions and the KV blocks of the run, and what the system counted.
+    footprint
+        Carbon, cost and wear of the SSD.
     """
 
     scenario: "Scenario"
@@ -58,6 +61,7 @@ class Run:
     output_tokens: int
     counters: Mapping[str, int]
     tables: Mapping[str, Table]
+    footprint: Footprint
     configuration: Mapping[str, Any] = field(repr=False)
 
     @property
@@ -103,6 +107,8 @@ class Run:
             **self.scenario.labels(),
             "tokens_per_s": self.tokens_per_s,
             "energy_per_token_j": self.energy.total_j / self.output_tokens,
+            "energy_phase_j": self.energy.phase_j(),
+            **self.footprint.per_token(self.output_tokens),
             **{name: _spread(values) for name, values in self.latencies_s().items()},
             "time_share": shares,
             "bound": max(shares, key=lambda name: shares[name]),

@@ -16,6 +16,7 @@ from hetmem.model import FP16, ModelSpec, Precision, load_model
 from hetmem.model.activity_config import ActivityConfig, activity_config
 from hetmem.policy.batching import ContinuousBatch, FirstComeFirstServed, ShortestPromptFirst, StaticBatch
 from hetmem.policy.speculation import FixedLength, LevelTokens
+from hetmem.study.footprint import Accounting, accounting
 from hetmem.study.settings import with_settings
 from hetmem.system import System, system_class
 from hetmem.workload import Workload, workload
@@ -77,6 +78,7 @@ class Configuration:
     precision: Precision
     machine: MachineConfig | BoardConfig
     serving: Serving
+    accounting: Accounting
     activity: ActivityConfig | None = None
 
 
@@ -85,7 +87,8 @@ class Scenario:
     """Everything that determines a run.
 
     ``requests`` and ``rate`` shape the workload; ``gpu``, ``gpus``, ``dimms`` and ``multipliers`` change the
-    system's machine, ``machine`` replaces it; ``policies`` maps roles to names or objects; ``settings`` maps
+    system's machine, ``machine`` replaces it, by a preset's name or whole; ``grid`` is that of
+    :class:`~hetmem.study.footprint.Accounting`; ``policies`` maps roles to names or objects; ``settings`` maps
     paths of the :class:`Configuration` to values.
     """
 
@@ -101,7 +104,8 @@ class Scenario:
     gpus: int | None = None
     dimms: int | None = None
     multipliers: int | None = None
-    machine: MachineConfig | BoardConfig | None = None
+    machine: MachineConfig | BoardConfig | str | None = None
+    grid: str | None = None
     precision: Precision = FP16
     policies: Mapping[str, Any] = field(factory=dict)
     settings: Mapping[str, Any] = field(factory=dict)
@@ -139,9 +143,9 @@ class Scenario:
             When a part, a path or a value is wrong.
         """
         given = self.machine
-        if given is None:
+        if given is None or isinstance(given, str):
             given = machine(
-                self.system.preset, self.assumptions, gpu_id=self.gpu, gpus=self.gpus, dimms=self.dimms,
+                given or self.system.preset, self.assumptions, gpu_id=self.gpu, gpus=self.gpus, dimms=self.dimms,
                 multipliers=self.multipliers, dimm_preset=self.dimm_preset or PRESETS[1],
             )  # fmt: skip
         serving = Serving(
@@ -149,8 +153,9 @@ class Scenario:
             token_budget=None if self.batching() == "static" else DEFAULT_TOKEN_BUDGET,
         )
         tree = Configuration(
-            model=self.model, precision=self.precision, machine=given, serving=serving, activity=self._activity()
-        )
+            model=self.model, precision=self.precision, machine=given, serving=serving,
+            accounting=accounting(self.grid), activity=self._activity(),
+        )  # fmt: skip
         resolved: Configuration = with_settings(tree, self.settings)
         return resolved
 

@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
+
+from attrs import evolve
 
 from hetmem.engine.decode_loop import DecodeLoop
 from hetmem.engine.executor import Executor
 from hetmem.engine.floor import FloorCheck
 from hetmem.engine.kv_cache import KvCache
 from hetmem.engine.scheduler import Scheduler
+from hetmem.engine.step import StepOutcome
 from hetmem.errors import CapacityError, ConservationError, UnsupportedError
 from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.clock import Clock
@@ -18,11 +22,14 @@ from hetmem.hardware.machine import Machine
 from hetmem.hardware.server import Server
 from hetmem.model import ModelSpec
 from hetmem.monitor.energy import Energy, account
+from hetmem.monitor.phases import Meter, PhaseAccount, total_fj
 from hetmem.monitor.recorder import Recorder
+from hetmem.study.footprint import footprint, inventory
 from hetmem.study.run import Run
 from hetmem.study.scenario import POLICIES, Configuration, Scenario, Serving, scenario, unstructured
 from hetmem.study.speculating import draft_model, speculation
 from hetmem.system import Setup, System
+from hetmem.units import to_s
 from hetmem.workload import FixedBatch, RequestTable
 
 Progress = Callable[[int, int], None]
@@ -30,7 +37,7 @@ Progress = Callable[[int, int], None]
 
 def simulate(
     system: str | type[System], *, model: str | ModelSpec, workload: Any = "chat",
-    machine: MachineConfig | BoardConfig | None = None, trace: bool = False, progress: Progress | None = None,
+    machine: MachineConfig | BoardConfig | str | None = None, trace: bool = False, progress: Progress | None = None,
     **options: Any,
 ) -> Run:  # fmt: skip
     """Simulate one system serving one workload, and return the run.
@@ -44,7 +51,7 @@ def simulate(
     workload
         ``"chat"``, ``"summarize"``, a file, or a description such as :func:`hetmem.fixed`.
     machine
-        The machine; by default the system's own.
+        The machine, or the name of a preset; by default the system's own.
     trace
         Keep a row per task.
     progress
@@ -85,9 +92,9 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
             config.serving.unroll_layers,
             _kv_tokens(config.serving, longest),
             min(config.serving.batch * longest, config.serving.token_budget or 1 << 62),
+            asked.seed,
             draft_model(config),
             config.activity,
-            asked.seed,
         )
     )
     drafts = speculation(asked, config)
@@ -103,7 +110,16 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
     recorder = Recorder({name: server.busy_at for name, server in servers.items()}, trace)
     executor = Executor(env, servers, recorder.task if trace else None)
     floor = FloorCheck(planner.floor_s)
-    scheduler = Scheduler(env, executor, ledger, planner, floor.check)
+    meters = [
+        Meter(unit, servers[unit.name].busy_at, partial(_dynamic_fj, servers[unit.name])) for unit in machine.units
+    ]
+    phases = PhaseAccount(meters, _always_on(machine))
+
+    def on_step(outcome: StepOutcome) -> None:
+        floor.check(outcome)
+        phases.step(outcome)
+
+    scheduler = Scheduler(env, executor, ledger, planner, on_step)
     loop = DecodeLoop(
         env, scheduler, kv, recorder, requests, _policy(asked, "batching", config), _policy(asked, "admission", config),
         config.serving.token_budget, progress, drafts, planner.needs_contexts,
@@ -117,9 +133,12 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
     _check_busy(servers, env.now)
     if not loop.finished:
         raise UnsupportedError(asked.system.name, _nothing_done(requests, kv))
+    phases.close(env.now)
+    energy = _energy(machine, servers, env.now, planner.spent_fj(), phases.by_phase())
+    counted = planner.counters()
     return Run(
         scenario=asked, requests=recorder.requests, steps=recorder.steps, utilization=recorder.utilization,
-        tasks=recorder.tasks, energy=_energy(machine, servers, env.now, planner.spent_fj()), elapsed_ps=env.now,
+        tasks=recorder.tasks, energy=energy, elapsed_ps=env.now,
         tables={**planner.tables(), **loop.tables()},
         busy_ps={name: server.busy_at(env.now) for name, server in servers.items()},
         output_tokens=loop.delivered,
@@ -128,8 +147,12 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
             "tasks": sum(server.jobs for server in servers.values()),
             "kv_blocks_total": kv.total, "kv_blocks_peak": kv.peak, "kv_blocks_allocated": kv.allocated,
             "kv_blocks_freed": kv.freed, "kv_blocks_held": kv.used, "bytes_over_capacity": ledger.excess_bytes,
-            **planner.counters(),
+            **counted,
         },
+        footprint=footprint(
+            inventory(machine, config.machine, ledger), phases.spells(), to_s(env.now), config.accounting,
+            (counted.get("ssd_bytes_read", 0), counted.get("ssd_bytes_written", 0)),
+        ),
         configuration=unstructured(config) | {"workload": asked.workload.describe(), "seed": asked.seed,
                                               "assumptions": asked.assumptions, "dimm_preset": asked.dimm_preset,
                                               "decisions": dict(planner.decisions())},
@@ -181,9 +204,18 @@ def _check_busy(servers: dict[str, Server], elapsed_ps: int) -> None:
             )
 
 
+def _dynamic_fj(server: Server) -> int:
+    return server.energy_fj
+
+
+def _always_on(machine: Machine) -> tuple[tuple[str, float | None], ...]:
+    return (*((m.component, m.idle_w) for m in machine.memories), ("base", machine.base_w))
+
+
 def _energy(
-    machine: Machine, servers: dict[str, Server], elapsed_ps: int, spent_fj: Mapping[str, Mapping[str, int]]
-) -> Energy:
+    machine: Machine, servers: dict[str, Server], elapsed_ps: int, spent_fj: Mapping[str, Mapping[str, int]],
+    by_phase: Mapping[str, Mapping[str, int]],
+) -> Energy:  # fmt: skip
     """Return the account; what a system booked by component must be what its servers spent."""
     for name, parts in spent_fj.items():
         if sum(parts.values()) != servers[name].energy_fj:
@@ -191,9 +223,12 @@ def _energy(
                 "energy = sum of its parts", f"{name} spent {servers[name].energy_fj} fJ, {sum(parts.values())} booked"
             )
     dynamic = {name: 0 if name in spent_fj else server.energy_fj for name, server in servers.items()}
-    return account(
+    found = account(
         ((unit, servers[unit.name].busy_at(elapsed_ps), dynamic[unit.name]) for unit in machine.units),
-        (*((m.component, m.idle_w) for m in machine.memories), ("base", machine.base_w)),
+        _always_on(machine),
         elapsed_ps,
         (part for parts in spent_fj.values() for part in parts.items()),
     )
+    if (split := total_fj(by_phase)) != found.total_fj:
+        raise ConservationError("energy of phases = energy of components", f"{split} and {found.total_fj} fJ")
+    return evolve(found, by_phase=by_phase)

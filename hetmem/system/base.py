@@ -32,9 +32,9 @@ class Setup:
     are the same, the trace is finer); ``kv_block_tokens`` is the block of the paged cache; ``longest`` is the most
     tokens any request of the run reaches and ``batch`` the most sequences at once, for systems that place memory
     beforehand. They need room for ``kv_tokens`` in the KV cache, its blocks and its share of the free memory
-    accounted for, and no step computes more than ``step_tokens`` new tokens. ``draft`` is the model that drafts
-    tokens for speculative decoding, None where drafts cost nothing. ``activity`` says which neurons fire, where that
-    is known of the model, and ``seed`` with which draw.
+    accounted for, and no step computes more than ``step_tokens`` new tokens. ``seed`` is that of the run's
+    random streams. ``draft`` is the model that drafts tokens for speculative decoding, None where drafts cost
+    nothing. ``activity`` says which neurons of the model fire, where that is known.
     """
 
     model: ModelSpec
@@ -48,9 +48,9 @@ class Setup:
     unroll_layers: bool = False
     kv_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
     step_tokens: int = field(default=Factory(lambda self: self.batch * self.longest, takes_self=True))
+    seed: int = 0
     draft: ModelSpec | None = None
     activity: ActivityConfig | None = None
-    seed: int = 0
 
 
 class System(ABC):

@@ -5,7 +5,7 @@ there, layer by layer, in the zig-zag block schedule (:mod:`hetmem.system.zigzag
 are streamed too, or attended on the CPU, as is faster: the placement is solved for both and for several numbers
 of GPU batches (:mod:`hetmem.policy.placement`), at the longest context of the run. A prompt's attention is always
 on the GPU. Disk traffic passes through host DRAM.
-The disk is taken to be large enough. With one GPU batch the hidden states stay on the GPU.
+With one GPU batch the hidden states stay on the GPU.
 Not modelled: quantisation, sparse attention, whole tensors (a fraction may cut one), memory of kernels.
 """
 
@@ -49,6 +49,7 @@ class FlexGen(OffloadSystem):
     """Throughput-oriented offloading to host memory and disk."""
 
     name = "flexgen"
+    ssd_writes: ClassVar[tuple[str, ...]] = ("kv-out", "act-out")
     summary = "weights, KV and activations over GPU, CPU and disk by a linear program; zig-zag block schedule"
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"attention": ("auto", "cpu", "gpu")}
 
@@ -208,7 +209,7 @@ class FlexGen(OffloadSystem):
         if not on_disk or self.config.ssd is None:
             return machine
         units = (*machine.units, *ssd_units(self.config.ssd))
-        return Machine(units, (*machine.memories, *ssd_memories(on_disk)), machine.base_w)
+        return Machine(units, (*machine.memories, *ssd_memories(self.config.ssd.capacity_bytes)), machine.base_w)
 
     def _ssd_bytes(self) -> int:
         kv = self.setup.kv_tokens * self.kv_split.get("ssd", 0)
@@ -271,6 +272,7 @@ class FlexGen(OffloadSystem):
         return Plan(template.bind(costs, publish, wait))
 
     def commit(self, plan: Plan) -> None:
+        super().commit(plan)
         self._ahead = tuple(plan.graph.publish.values())
 
     def _path(self, servers: Iterable[str]) -> Path:

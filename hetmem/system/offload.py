@@ -4,8 +4,11 @@ The head is a stage of its own after the layers. Of the input embedding only the
 read, which is neglected.
 """
 
-from hetmem.engine.graph import Cost
-from hetmem.engine.step import StepView
+from collections.abc import Mapping
+from typing import ClassVar
+
+from hetmem.engine.graph import Cost, Template
+from hetmem.engine.step import Plan, StepView
 from hetmem.errors import CapacityError, UnsupportedError
 from hetmem.hardware.config import HostMemory
 from hetmem.hardware.ledger import Ledger
@@ -23,6 +26,8 @@ class OffloadSystem(System):
     """One GPU whose weights, or some of them, live in host DRAM."""
 
     preset = "offload"
+    #: Slots, up to a point, whose tasks at the SSD write to it; all others read.
+    ssd_writes: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -35,6 +40,8 @@ class OffloadSystem(System):
         self.ops = GpuOps(self.model, self.precision, self.config.gpu)
         self.layer_bytes = sum(self.model.layer_bytes(self.precision).values())
         self.total_bytes = self.model.weight_bytes(self.precision)
+        self.ssd_bytes = {"ssd_bytes_read": 0, "ssd_bytes_written": 0}
+        self._ssd_tasks: dict[int, tuple[Template, list[tuple[int, str]]]] = {}
 
     def machine(self) -> Machine:
         config = self.config
@@ -43,6 +50,22 @@ class OffloadSystem(System):
             *host_units(config.cpu, config.host),
         )  # fmt: skip
         return Machine(units, (*gpu_memories(config), *host_memories(config.host)), base_w=config.base_w)
+
+    def commit(self, plan: Plan) -> None:
+        """Count what the SSD will read and write."""
+        template = plan.graph.template
+        if id(template) not in self._ssd_tasks:
+            tasks = [
+                (k, "ssd_bytes_written" if template.tags[k].split(".")[0] in self.ssd_writes else "ssd_bytes_read")
+                for k, server in enumerate(template.servers)
+                if server == "ssd"
+            ]
+            self._ssd_tasks[id(template)] = (template, tasks)  # kept, so that its id cannot be taken by another
+        for k, what in self._ssd_tasks[id(template)][1]:
+            self.ssd_bytes[what] += plan.graph.costs[k].bytes
+
+    def counters(self) -> Mapping[str, int]:
+        return self.ssd_bytes
 
     def kv_need_bytes(self) -> int:
         """Return the bytes that must find room for the largest batch at its longest to fit the KV cache."""
@@ -66,7 +89,7 @@ class OffloadSystem(System):
         if hop == "host":
             seconds, fj = n_bytes / self.host_rate, to_fj(8 * n_bytes * self.host.pj_per_bit * 1e-12 * times)
         elif hop == "gpu0.hbm":
-            seconds, fj = self.config.gpu.stream_s(n_bytes), 0
+            seconds, fj = self.config.gpu.stream_s(n_bytes), self.config.gpu.work_fj(0, n_bytes) * times
         else:
             seconds, fj = link.transfer_s(n_bytes) - link.latency_s, self.config.pcie.energy_fj(n_bytes) * times
         return Cost(to_ps(seconds) * times, fj, n_bytes * times)
@@ -105,5 +128,5 @@ def ssd_units(ssd: Ssd) -> tuple[Unit, ...]:
 
 
 def ssd_memories(n_bytes: int) -> tuple[Memory, ...]:
-    """Return the SSD as a memory that holds the model."""
+    """Return the SSD as a memory of ``n_bytes``; its power is its server's."""
     return (Memory("ssd", n_bytes, "ssd"),)

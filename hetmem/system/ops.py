@@ -72,7 +72,12 @@ class GpuOps:
     def price(self, op: Op, times: int = 1) -> tuple[Cost, Cost]:
         """Return what the compute and the memory leg of ``times`` launches of ``op`` cost."""
         whole, memory = self.law.legs_s(op.flops, op.n_bytes, self.dtype)
-        return Cost(to_ps(whole) * times), Cost(to_ps(memory) * times, 0, round(op.n_bytes) * times)
+        fj = self.law.work_fj(op.flops, op.n_bytes, self.dtype) * times
+        return Cost(to_ps(whole) * times, fj), Cost(to_ps(memory) * times, 0, round(op.n_bytes) * times)
+
+    def op(self, kernel: Kernel) -> Op:
+        """Return the launch of one kernel by itself."""
+        return self._op(kernel.name, (kernel,))
 
     def _op(self, name: str, kernels: Iterable[Kernel]) -> Op:
         share = 1 if name in REPLICATED else self.shards

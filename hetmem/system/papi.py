@@ -16,7 +16,7 @@ from attrs import frozen
 
 from hetmem.engine.graph import GraphBuilder, Template
 from hetmem.engine.step import Plan, StepView
-from hetmem.errors import ConservationError
+from hetmem.errors import ConservationError, UnsupportedError
 from hetmem.hardware.component_energy import COMPONENTS, NO_ENERGY
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine, Memory, Unit
@@ -65,7 +65,8 @@ class Papi(GpuGroup):
         super().__init__(setup)
         self.law = papi_law.machine_of(self.name, self.config)
         self.policy = self._policy()
-        self.registers, self.side = Parallelism(0), None  # type: tuple[Parallelism, Side | None]
+        self.registers = Parallelism(0)
+        self.side: Side | None = None
         self.switches = 0
         self.ran = dict.fromkeys(Side, 0)
         self.iterations = Table(
@@ -95,7 +96,10 @@ class Papi(GpuGroup):
     def decisions(self) -> Mapping[str, Any]:
         if not isinstance(self.policy, Threshold):
             return {}
-        return {"alpha": self.policy.alpha, "calibration": str(papi_law.calibrated(self.law, self.shape))}
+        papi = self.config.papi
+        assert papi is not None
+        found = "given" if papi.alpha is not None else str(papi_law.calibrated(self.law, self.shape))
+        return {"alpha": self.policy.alpha, "calibration": found}
 
     def machine(self) -> Machine:
         machine = self.law
@@ -134,7 +138,7 @@ class Papi(GpuGroup):
                 )
             side = self.policy.decide(self._view(registers))
             if side not in self.law.sides:
-                raise ConservationError("side", f"{self.name} never runs FC on {side}")
+                raise UnsupportedError(self.name, f"FC never runs on {side}")
             charges |= self._fixed(registers.tokens, side) | self._attention(view.contexts, view.tlp)
             charges |= self.draft_charges(view.decode, view.tlp) if view.tlp > 1 else {}
             rounds = self._rounds(view.contexts)
@@ -143,19 +147,34 @@ class Papi(GpuGroup):
 
     def _view(self, registers: Parallelism) -> RescheduleView:
         times = None
-        if isinstance(self.policy, Oracle):
+        if not isinstance(self.policy, Threshold | Static):  # an oracle, or a policy of the user's own
             times = {s: papi_law.fc(self.law, self.shape, registers.tokens, s).fc_s for s in Side}
         return RescheduleView(registers, self.side, times)
 
     def commit(self, plan: Plan) -> None:
         note: Note = plan.note
         switched = self.side is not None and note.side is not self.side
-        if switched and (plan.allocate or plan.release):
-            raise ConservationError("a switch moves nothing", f"{plan.allocate + plan.release} change hands")
+        if switched:
+            self._check_nothing_moves(plan, note)
         spent = self.spend(plan, note.charges)
         self._note, self._spent_step, self._switched = note, spent, switched
         self.switches += switched
         self.registers, self.side = note.registers, note.side
+
+    def _check_nothing_moves(self, plan: Plan, note: Note) -> None:
+        """Raise unless the links carry the step's activations alone and nothing changes hands in the ledger."""
+        template = plan.graph.template
+        moved = sum(
+            cost.bytes
+            for server, slot, cost in zip(template.servers, template.slots, plan.graph.costs, strict=True)
+            if server in (DOWN, UP) and slot != "prefill.send"
+        )
+        columns = self.shape.qkv_columns + self.shape.query_columns
+        extra = moved - WORD_BYTES * note.registers.tokens * columns * self.shape.layers
+        if extra or plan.allocate or plan.release:
+            raise ConservationError(
+                "a switch moves nothing", f"{extra} bytes cross the links, {plan.allocate + plan.release} change hands"
+            )
 
     def observe(self, outcome: Any) -> None:
         view, note = outcome.view, self._note

@@ -1,7 +1,8 @@
 """The servers and memories that systems are put together from, with their power.
 
 A GPU is two servers: its execution (``gpu0``), busy for as long as a kernel lasts, and its memory
-(``gpu0.hbm``), which kernels and copies share. Board power goes with the first.
+(``gpu0.hbm``), which kernels and copies share. Board power goes with the first: that of a live context while it is
+busy, and what the work draws above that is charged to the work.
 """
 
 from hetmem.hardware.config import HostMemory, MachineConfig
@@ -17,7 +18,7 @@ def gpu_units(config: MachineConfig) -> tuple[Unit, ...]:
     idle_w = card.context_w if config.live_context else card.idle_w
     for gpu in range(config.gpus):
         units += [
-            Unit(f"gpu{gpu}", "gpu", idle_w, card.tdp_w, (f"gpu{gpu}",)),
+            Unit(f"gpu{gpu}", "gpu", idle_w, card.context_w, (f"gpu{gpu}",)),
             Unit(f"gpu{gpu}.hbm", "gpu", 0.0, 0.0, (f"gpu{gpu}",)),
         ]
     link = config.gpu_link

@@ -44,7 +44,7 @@ class ZeroInference(OffloadSystem):
         if not self.from_ssd or self.config.ssd is None:
             return machine
         units = (*machine.units, *ssd_units(self.config.ssd))
-        return Machine(units, (*machine.memories, *ssd_memories(self.total_bytes)), machine.base_w)
+        return Machine(units, (*machine.memories, *ssd_memories(self.config.ssd.capacity_bytes)), machine.base_w)
 
     def place(self, ledger: Ledger) -> None:
         buffer = max(self.layer_bytes, self.head_bytes)
@@ -73,6 +73,7 @@ class ZeroInference(OffloadSystem):
         return Plan(template.bind(costs, publish, wait))
 
     def commit(self, plan: Plan) -> None:
+        super().commit(plan)
         self._ahead = tuple(plan.graph.publish.values())
 
     def _read_costs(self, slot: str, n_bytes: int) -> dict[str, Cost]:

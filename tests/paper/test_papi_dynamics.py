@@ -64,8 +64,28 @@ def test_a_switch_moves_no_bytes_and_holds_nothing_new():
     moved = {server for server in set(servers) if "link" in server}
     assert moved == {"attn-link.down", "attn-link.up", "gpu-link"}
     # Weights stay where they were allocated: what the stacks read is weights only, in whole passes.
-    blocks = done.steps.column("kv_blocks")
-    assert (blocks >= 0).all()
+    weights = 80 * 2 * hidden * (4 * hidden + 3 * 22016)
+    in_stacks = step[table.column("side") == "pim"]
+    for k in in_stacks[:5]:
+        tokens = 2 * table.column("rlp")[step == k][0]
+        assert n_bytes[(servers == "fc-pim") & (owners == k)].sum() == weights * -(-tokens // 4)
+
+
+def test_a_switch_that_moves_weights_is_an_error(monkeypatch):
+    from hetmem.errors import ConservationError
+    from hetmem.system.papi import Papi
+
+    links = Papi._links
+
+    def moves(self, tokens):
+        charges = links(self, tokens)
+        cost = charges["send"].cost
+        charges["send"] = charges["send"]._replace(cost=cost._replace(bytes=cost.bytes + 1))
+        return charges
+
+    monkeypatch.setattr(Papi, "_links", moves)
+    with pytest.raises(ConservationError, match="a switch moves nothing violated: 1 bytes cross the links"):
+        simulate()
 
 
 def test_weights_and_keys_never_move_in_the_ledger(monkeypatch):
@@ -104,14 +124,30 @@ def test_papi_is_never_slower_than_either_fixed_side_in_any_iteration():
     np.testing.assert_array_equal(fc["threshold"], best)  # the flat law crosses once
 
 
+def test_a_policy_of_ones_own_may_look_at_both_times():
+    from attrs import frozen
+
+    from hetmem.policy.reschedule import RescheduleView, Side
+
+    @frozen
+    class TwiceAsFast:
+        def decide(self, view: RescheduleView) -> Side:
+            return Side.GPU if 2 * view.fc_s[Side.GPU] < view.fc_s[Side.PIM] else Side.PIM
+
+    own, oracle = (simulate(policies={"reschedule": policy}) for policy in (TwiceAsFast(), "oracle"))
+    assert 0 < own.counters["iterations_gpu"] < oracle.counters["iterations_gpu"]
+
+
 def test_unrolled_layers_give_the_same_ticks():
-    whole, unrolled = (simulate(settings=FLAT | {"serving.unroll_layers": flag}) for flag in (False, True))
+    whole, unrolled = (
+        simulate(settings=FLAT | {"serving.unroll_layers": flag}, workload=lognormal(40, 12, 0.8, 20))
+        for flag in (False, True)
+    )
     assert unrolled.makespan_s == pytest.approx(whole.makespan_s, rel=1e-9)
     assert unrolled.energy.total_j == pytest.approx(whole.energy.total_j, rel=1e-12)
     for name in ("fc_ps", "attention_ps", "all_reduce_ps", "transfer_ps"):
-        np.testing.assert_array_equal(
-            unrolled.tables["iterations"].column(name), whole.tables["iterations"].column(name)
-        )
+        ours, theirs = (run.tables["iterations"].column(name) for run in (unrolled, whole))
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_keys_and_values_that_do_not_fit_are_refused():
@@ -149,6 +185,36 @@ def test_other_gpus_and_other_numbers_of_them(system):
     assert fast.makespan_s < one.makespan_s
     assert few.makespan_s != one.makespan_s
     assert few.counters["kv_blocks_total"] <= one.counters["kv_blocks_total"]
+
+
+@pytest.mark.parametrize("system", ["papi", "attacc-only", "dgx-attacc"])
+def test_units_at_other_levels_are_slower(system):
+    times = [
+        simulate(
+            system, workload=hm.fixed(200, 6, 32), policies={"reschedule": "pim"} if system == "papi" else {},
+            settings={"machine.pim.level": level, "machine.pim.power_limit": limit},
+        ).makespan_s
+        for level in ("bank", "bank-group", "buffer")
+        for limit in (False, True)
+    ]  # fmt: skip
+    bank, bank_limited, group, group_limited, buffer, buffer_limited = times
+    assert bank < bank_limited < group_limited
+    assert bank < group < group_limited < buffer
+    assert buffer == buffer_limited  # the channels hold it back, not power
+
+
+def test_a_saved_run_keeps_its_iterations(tmp_path):
+    import pandas as pd
+
+    done = simulate()
+    folder = done.save(tmp_path / "run")
+    iterations = pd.read_parquet(folder / "iterations.parquet")
+    assert len(iterations) == sum(done.counters[f"iterations_{side}"] for side in ("gpu", "pim"))
+    assert set(iterations["side"]) == {"gpu", "pim"}
+    components = [name for name in iterations if name.endswith("_fj")]
+    assert len(components) == 8
+    assert 0 < iterations[components].to_numpy().sum() < done.energy.total_fj  # the prefill is not in it
+    assert len(pd.read_parquet(folder / "speculation.parquet")) == (done.requests.column("output_tokens") > 1).sum()
 
 
 def test_energy_by_component_adds_up_and_shows_reuse():

@@ -12,7 +12,8 @@ from hetmem.cli import main
 from hetmem.system import SYSTEMS
 
 ROW_KEYS = {
-    "system", "assumptions", "dimm_preset", "model", "workload", "tokens_per_s", "energy_per_token_j", "ttft_s",
+    "system", "assumptions", "dimm_preset", "model", "workload", "tokens_per_s", "carbon_operational_g_per_token",
+    "carbon_embodied_g_per_token", "cost_usd_per_mtoken", "energy_per_token_j", "ttft_s",
     "tpot_s", "latency_s", "time_share", "bound", "requests", "refused",
 }  # fmt: skip
 QUICK = ["--model", "opt-6.7b", "--prompt", "32", "--output", "4", "--batch", "2"]
@@ -40,6 +41,45 @@ def test_run_json_is_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
     assert row["bound"] == max(row["time_share"], key=row["time_share"].get)
     # Two requests of 4 tokens each, in the time until the later one ends.
     assert row["tokens_per_s"] == pytest.approx(8 / row["latency_s"]["p99"], rel=1e-6)
+
+
+def test_carbon_and_cost_are_in_the_row_and_follow_the_grid(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = []
+    for grid in ("hydro", "48"):
+        _, out, _ = call(capsys, "run", "zero-inference", *QUICK, "--grid", grid, "--json")
+        rows += json.loads(out)["rows"]
+    low, double = rows
+    assert double["carbon_operational_g_per_token"] == pytest.approx(2 * low["carbon_operational_g_per_token"])
+    for row in rows:
+        assert row.keys() >= ROW_KEYS | {"energy_phase_j", "ssd", "unknown"}
+        assert row["carbon_embodied_g_per_token"].keys() == {"low", "high"}
+        assert row["cost_usd_per_mtoken"].keys() == {"capital", "energy"}
+    _, out, _ = call(capsys, "run", "zero-inference", *QUICK)
+    assert "CO2 mg/token" in out
+    assert "$/Mtoken" in out
+    facility = ("--set", "accounting.pue=2.4", "--grid", "hydro", "--json")
+    _, out, _ = call(capsys, "run", "zero-inference", *QUICK, *facility)
+    assert json.loads(out)["rows"][0]["carbon_operational_g_per_token"] == pytest.approx(
+        2 * low["carbon_operational_g_per_token"]
+    )
+
+
+def test_a_machine_is_chosen_by_name_and_a_wrong_grid_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("run", "zero-inference", "--model", "opt-6.7b", "--prompt", "8", "--output", "2", "--json")
+    _, out, _ = call(capsys, *command, "--machine", "m2cache")
+    (row,) = json.loads(out)["rows"]
+    assert row["time_share"].keys() >= {"pcie.h2d", "cpu"}
+    status, _, err = call(capsys, *command, "--machine", "m2cash")
+    assert (status, "did you mean 'm2cache'?" in err) == (2, True)
+    status, _, err = call(capsys, *command, "--grid", "coall")
+    assert (status, "did you mean 'coal'?" in err) == (2, True)
+
+
+def test_show_carbon_lists_sources(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = call(capsys, "show", "carbon")
+    assert status == 0
+    for expected in ("grid-coal", "memory-hbm3", "die-m40", "published", "LLMCarbon", "usd_per_gb"):
+        assert expected in out
 
 
 def test_compare_runs_every_system_under_every_set(capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,7 +132,7 @@ def outputs_of_ssd(name: str) -> Any:
     disk = ssd(name)
     got = [disk.transfer_s(1e8, 4096, queue_depth=q, write=w) for q in (1, 4096) for w in (False, True)]
     got += [disk.transfer_s(1e9, write=w) for w in (False, True)]
-    return [*got, disk.energy_fj(1e6), disk.idle_w]
+    return [*got, disk.energy_fj(1e6), disk.idle_w, disk.capacity_bytes]
 
 
 def outputs_of_gpu(name: str) -> Any:
@@ -143,7 +143,7 @@ def outputs_of_gpu(name: str) -> Any:
 
 def outputs_of_cpu(name: str) -> Any:
     host = cpu(name)
-    return [host.legs_s(1e12, 4e11), host.idle_w, host.active_w]
+    return [host.legs_s(1e12, 4e11), host.legs_s(1e12, 1e9, vectors=True), host.idle_w, host.active_w]
 
 
 def outputs_of_side(name: str) -> Any:

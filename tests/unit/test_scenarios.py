@@ -17,18 +17,25 @@ SMALL = {
     "hermes_ablation": ["--model", "opt-13b", "--output", "2"],
     "hermes_balance": ["--model", "opt-13b", "--layers", "2", "--group", "16", "--output", "12"],
     "hermes_breakdown": ["--model", "opt-13b", "--prompt", "8", "--output", "2"],
+    "attacc_breakdown": ["--model", "gpt3-175b", "--batches", "1", "2", "--output", "3"],
     "papi_decay": ["--model", "llama-7b", "--batches", "4", "2", "--mean", "8"],
     "papi_gains": ["--models", "llama-65b", "--batches", "4", "--tlps", "4", "2", "--baselines", "attacc-only"],
+    "fixed_layers": ["--cases", "2:0.5", "4:0.75", "--windows", "1", "2", "--layers", "8"],
+    "old_hardware": ["--model", "opt-6.7b", "--demands", "0.01", "1", "--requests", "2"],
 }
 PRINTED = {
     "hermes_throughput": ("hermes", "powerinfer", "deja-vu", "as-published", "fair", "paper-fit"),
     "hermes_ablation": ("random", "token-adjustment", "full", "speedup", "as-published", "paper-fit"),
     "hermes_balance": ("window", "round-robin", "offline-optimal", "MB moved per layer and token"),
     "hermes_breakdown": ("prefill", "decode", "dimm0.link", "as-published", "fair", "datasheet"),
+    "attacc_breakdown": ("dgx", "naive", "pipelined", "full", "iteration (ms)"),
     "papi_decay": ("static, decaying", "continuous", "static, equal outputs", "gain in energy"),
     "papi_gains": ("alpha", "attacc-only energy"),
+    "fixed_layers": ("contiguous", "interleaved", "bound", "2:0.5"),
+    "old_hardware": ("m40, owned", "rtx-3090", "h100-sxm-80gb", "coal", "hydro", "emits less at"),
 }
 USUAL = ("ndp-dimm", "as-published", "fair", "datasheet")
+WRONG = {"fixed_layers": (["--cases", "2"], "expected RHO:FRACTION such as 2:0.5, not '2'")}
 
 
 def script(name):
@@ -64,10 +71,11 @@ def test_script_prints_a_table_and_writes_a_picture(name, tmp_path, monkeypatch,
 @pytest.mark.parametrize("name", SMALL)
 def test_script_refuses_bad_input_with_one_line_and_writes_nothing(name, tmp_path, capsys):
     out = tmp_path / "picture.png"
+    wrong, said = WRONG.get(name, (["--model", "opt-13"], "did you mean 'opt-13b'?"))
     with pytest.raises(SystemExit) as stopped:
-        script(name).main(["--model", "opt-13", "--out", str(out)])
+        script(name).main([*wrong, "--out", str(out)])
     assert stopped.value.code == 2
-    assert "did you mean 'opt-13b'?" in capsys.readouterr().err.splitlines()[-1]
+    assert said in capsys.readouterr().err.splitlines()[-1]
     assert not out.exists()
 
 

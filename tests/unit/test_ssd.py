@@ -5,9 +5,7 @@ import pytest
 from hetmem.errors import ConfigError, UnknownNameError
 from hetmem.hardware.ssd import Ssd, ssd
 
-DISK = Ssd(
-    name="d", read_gbs=1.0, write_gbs=0.5, latency_s=1e-4, pj_per_bit=1.0
-)  # fmt: skip
+DISK = Ssd(name="d", read_gbs=1.0, write_gbs=0.5, latency_s=1e-4, pj_per_bit=1.0, capacity_gb=1.0)
 
 
 def test_sequential_is_latency_and_bandwidth() -> None:
