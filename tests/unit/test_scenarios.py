@@ -15,7 +15,7 @@ SMALL = {
     "dimm_count": ["--dimms", "4", "16", "8", "--batch", "2", "--output", "2"],
     "hermes_throughput": ["--model", "opt-13b", "--prompt", "8", "--output", "2"],
     "hermes_ablation": ["--model", "opt-13b", "--output", "2"],
-    "hermes_balance": ["--model", "opt-13b", "--layers", "2", "--group", "16", "--output", "12"],
+    "hermes_balance": ["--model", "opt-13b", "--layers", "8", "--group", "16", "--output", "12"],
     "hermes_breakdown": ["--model", "opt-13b", "--prompt", "8", "--output", "2"],
     "attacc_breakdown": ["--model", "gpt3-175b", "--batches", "1", "2", "--output", "3"],
     "papi_decay": ["--model", "llama-7b", "--batches", "4", "2", "--mean", "8"],
