@@ -11,6 +11,7 @@ from hetmem.model import ModelSpec, load_model
 from hetmem.study.compare import Comparison, compare
 from hetmem.study.run import Run
 from hetmem.study.simulate import simulate
+from hetmem.study.sweep import sweep
 from hetmem.workload import fixed, from_file
 from hetmem.workload.lognormal import lognormal
 
@@ -34,4 +35,5 @@ __all__ = [
     "memory",
     "plot",
     "simulate",
+    "sweep",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``hetmem run``, ``compare``, ``reproduce``, ``list`` and ``show``.
+"""The command line: ``hetmem run``, ``compare``, ``sweep``, ``search``, ``reproduce``, ``list`` and ``show``.
 
 Results go to standard output, progress and errors to standard error. Bad input, a run whose model does not fit and
 a comparison in which every system refuses end with status 2.
@@ -11,110 +11,33 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cyclopts
-from attrs import field, frozen
 from cyclopts import Parameter
 
-from hetmem import show
+from hetmem import plot_search, show
 from hetmem._version import __version__
 from hetmem.errors import ConfigError, HetmemError
 from hetmem.hardware.config import ASSUMPTIONS
 from hetmem.hardware.ndp import PRESETS
+from hetmem.options import Asked, Options, Places
 from hetmem.study.compare import Comparison, compare
+from hetmem.study.point import grid as expand
+from hetmem.study.point import grid_choices, read_points
 from hetmem.study.scenario import Scenario
-from hetmem.workload import fixed
+from hetmem.study.search import OBJECTIVES, read_budgets, search
+from hetmem.study.space import space as dimensions
+from hetmem.study.sweep import sweep
 
 app = cyclopts.App(
     name="hetmem", help="Simulate LLM inference on heterogeneous memory.", version=__version__, help_format="plaintext"
 )
 Sets = Literal["as-published", "fair", "both"]
 DimmPresets = Literal["paper-fit", "datasheet", "both"]
-
-
-@Parameter(name="*")
-@frozen(kw_only=True)
-class Options:
-    """What a run and a comparison share.
-
-    Attributes
-    ----------
-    model
-        A name of `hetmem list models`, or the path of a Hugging Face config.json.
-    workload
-        A name of `hetmem list workloads`, or a trace or length table (CSV or JSONL, .gz too).
-    batch
-        Size of a static batch; the most sequences at once when requests arrive over time.
-    prompt
-        Tokens of every prompt, with --output: a fixed workload instead of --workload.
-    output
-        Tokens generated for every request, with --prompt.
-    requests
-        Number of requests.
-    rate
-        Requests per second of a Poisson process; without it all are present at the start, or as the trace says.
-    gpu
-        Another GPU: an id of `hetmem list devices`.
-    gpus
-        Number of GPUs.
-    machine
-        Another machine preset, such as m2cache-70b.
-    grid
-        Grid for operational carbon: a source or region of `hetmem show carbon`, g/kWh, or a CSV hour,g_per_kwh.
-        PUE, lifetimes and tariff are set with --set accounting.pue=1.1 and the like.
-    dimms
-        Number of NDP-DIMMs.
-    multipliers
-        Multipliers of each NDP core.
-    policy
-        ROLE=NAME, as in `hetmem list policies`; repeatable.
-    set_
-        PATH=VALUE of the configuration, such as machine.dimm.count=4; repeatable.
-    truncate
-        Cut requests that exceed the model's context instead of dropping them.
-    seed
-        Seed of every random stream.
-    save
-        Directory for Parquet tables and a manifest.
-    json
-        Print JSON.
-    """
-
-    model: str = "llama2-70b"
-    workload: str = "chat"
-    batch: Annotated[int | None, Parameter(name=("--batch", "--max-num-seqs"))] = None
-    prompt: int | None = None
-    output: int | None = None
-    requests: int | None = None
-    rate: float | None = None
-    gpu: str | None = None
-    gpus: int | None = None
-    machine: str | None = None
-    grid: str | None = None
-    dimms: int | None = None
-    multipliers: int | None = None
-    policy: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = ()
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=(), consume_multiple=False)] = field(default=())
-    truncate: Annotated[bool, Parameter(negative=())] = False
-    seed: int = 0
-    save: Path | None = None
-    json: Annotated[bool, Parameter(negative=())] = False
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of :func:`hetmem.study.compare.compare`."""
-        if (self.prompt is None) != (self.output is None):
-            raise ConfigError("prompt" if self.prompt is None else "output", "--prompt and --output go together")
-        work: Any = self.workload
-        if self.prompt is not None and self.output is not None:
-            work = fixed(self.prompt, self.output, self.batch or 1)
-        return {
-            "model": self.model, "workload": work, "batch": self.batch, "requests": self.requests,
-            "rate": self.rate, "gpu": self.gpu, "gpus": self.gpus, "machine": self.machine, "grid": self.grid,
-            "dimms": self.dimms,
-            "multipliers": self.multipliers, "policies": _pairs("policy", self.policy),
-            "settings": _pairs("set", self.set_), "truncate": self.truncate, "seed": self.seed,
-        }  # fmt: skip
+Set = Literal["as-published", "fair"]
+DimmPreset = Literal["paper-fit", "datasheet"]
 
 
 DEFAULTS = Options()
+ASKED = Asked()
 
 
 @app.command(name="run")
@@ -160,6 +83,87 @@ def compare_command(
     return 2 if result.all_refused else 0
 
 
+@app.command(name="sweep")
+def sweep_command(
+    system: str, /, *, options: Asked = ASKED, places: Places,
+    grid: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)] = (),
+    points: Path | None = None, assumptions: Set = "fair", dimm_preset: DimmPreset = "datasheet",
+) -> int:  # fmt: skip
+    """Run many points of one system, a dataset with a row for each.
+
+    Parameters
+    ----------
+    system
+        A name of `hetmem list systems`.
+    grid
+        NAME=VALUE,VALUE,…: an option of this command such as batch or model, policy.ROLE, or a path of the
+        configuration; several, every combination is a point.
+    points
+        Instead of a grid, a CSV file with a header of such names, or a JSONL file; a row is a point.
+    assumptions
+        Which rates the runs believe; a grid over assumptions takes both.
+    dimm_preset
+        Which reading of the NDP-DIMMs.
+    """
+    if bool(grid) == (points is not None):
+        raise ConfigError("grid", "expected --grid or --points, and not both")
+    base = options.values(system=system, assumptions=assumptions, dimm_preset=dimm_preset)
+    asked = expand(grid_choices(grid), base) if points is None else [base | row for row in read_points(points)]
+    with places.executor() as executor, show.sweep_progress() as report:
+        result = sweep(
+            asked, places.out, executor=executor, retry_failed=places.retry_failed, tables=places.tables, report=report
+        )
+    if places.json:
+        _print_json(result.as_json())
+    else:
+        show.sweep(result)
+    return 1 if result.failed else 0
+
+
+@app.command(name="search")
+def search_command(
+    system: str, /, *, options: Asked = ASKED, places: Places,
+    space: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=True)],
+    objective: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = OBJECTIVES,
+    budget: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = (),
+    trials: int = 100, sampler_seed: int = 0, assumptions: Set = "fair", dimm_preset: DimmPreset = "datasheet",
+) -> int:  # fmt: skip
+    """Look for the best machines of one system under budgets, and print the Pareto front.
+
+    Parameters
+    ----------
+    system
+        A name of `hetmem list systems`.
+    space
+        NAME=VALUE,VALUE,… or NAME=LOW..HIGH or NAME=LOW..HIGH:STEP, with names as in a sweep's grid; several.
+    objective
+        A figure of `hetmem list metrics`; repeatable.
+    budget
+        FIGURE=LIMIT: the most of a figure of which less is better, the least of another; repeatable.
+    trials
+        Points to propose; where the space has no more, all of it is tried.
+    sampler_seed
+        Seed of the proposals.
+    assumptions
+        Which rates the runs believe.
+    dimm_preset
+        Which reading of the NDP-DIMMs.
+    """
+    base = options.values(system=system, assumptions=assumptions, dimm_preset=dimm_preset)
+    with places.executor() as executor, show.sweep_progress() as report:
+        result = search(
+            base, dimensions(space), places.out, executor=executor, objectives=objective,
+            budgets=read_budgets(budget), trials=trials, seed=sampler_seed, retry_failed=places.retry_failed,
+            tables=places.tables, report=report,
+        )  # fmt: skip
+    figure = plot_search.save(result)
+    if places.json:
+        _print_json({**result.as_json(), "figure": None if figure is None else str(figure)})
+    else:
+        show.search(result, figure)
+    return 0 if result.front else 2
+
+
 @app.command(name="reproduce")
 def reproduce_command(name: str, /, *, json: Annotated[bool, Parameter(negative=())] = False) -> int:
     """Print a paper's results beside the simulator's, each with a verdict.
@@ -184,7 +188,7 @@ def reproduce_command(name: str, /, *, json: Annotated[bool, Parameter(negative=
 
 @app.command(name="list")
 def list_command(
-    what: Literal["systems", "models", "devices", "workloads", "policies", "reproductions"], /, *,
+    what: Literal["systems", "models", "devices", "workloads", "policies", "metrics", "reproductions"], /, *,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:  # fmt: skip
     """List what there is.
@@ -279,19 +283,6 @@ def _require_parts(system: str, options: Options) -> None:
     for name, asked in (("gpu", options.gpu), ("gpus", options.gpus)):
         if asked is not None and not system_class(system).has_gpus:
             raise ConfigError(name, f"{system} has no GPU")
-
-
-def _pairs(option: str, texts: tuple[str, ...]) -> dict[str, str]:
-    pairs = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key or not value:
-            form = "PATH=VALUE" if option == "set" else "ROLE=NAME"
-            raise ConfigError(option, f"expected {form}, not {text!r}")
-        if key in pairs:
-            raise ConfigError(option, f"{key} is given twice")
-        pairs[key] = value
-    return pairs
 
 
 def _print_json(data: Any) -> None:

@@ -1,15 +1,23 @@
 """What the command line prints for people: tables of comparisons, reproductions, lists and facts."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hetmem import catalog
 from hetmem.errors import UnknownNameError
 from hetmem.study.compare import Comparison, Report
+from hetmem.study.metrics import METRICS, metric
 from hetmem.study.reproduce import Row
 from hetmem.study.scenario import POLICIES, Scenario
+from hetmem.study.search import Search
+from hetmem.study.store import FAILED
+from hetmem.study.sweep import Progress as SweepProgress
+from hetmem.study.sweep import Report as SweepReport
+from hetmem.study.sweep import Sweep
 from hetmem.system import SYSTEMS
 
 if TYPE_CHECKING:
@@ -17,6 +25,8 @@ if TYPE_CHECKING:
 
 MANY = 5  # entries from which on one table holds them all
 DEVICE_KINDS = ("gpus", "cpus", "dram", "links", "ssds", "ndp", "pim_stacks", "pim_levels", "attention_links")
+SHOWN_FAILURES = 5
+RATE_WINDOW_S = 300.0
 WIDTH = 190  # of a table that goes into a file or a pipe
 
 
@@ -41,6 +51,80 @@ def progress() -> Iterator[Report]:
             bar.update(task, description=label, completed=done, total=n)
 
         yield report
+
+
+@contextmanager
+def sweep_progress() -> Iterator[SweepReport]:
+    """Give a function that shows how many points are done, their rate and the time left; silent without a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+        TextColumn("{task.fields[failed]}"),
+    )  # fmt: skip
+    bar = Progress(
+        *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
+        speed_estimate_period=RATE_WINDOW_S,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=None, rate="", failed="")
+
+        def report(now: SweepProgress) -> None:
+            bar.update(task, completed=now.done, total=now.total, failed=f"{now.failed} failed" if now.failed else "")
+            speed = bar.tasks[0].speed
+            bar.update(task, rate=f"{speed:.3g} points/s" if speed else "")
+
+        yield report
+
+
+def search(result: Search, figure: Path | None) -> None:
+    """Print the Pareto front of a search, how its other points fared, and where the figure and the dataset are."""
+    from rich.table import Table
+
+    out = console()
+    limits = ", ".join(
+        f"{name} {'<=' if metric(name).goal == 'min' else '>='} {limit:g}" for name, limit in result.budgets.items()
+    )
+    grid = Table(title=f"Pareto front{f' within {limits}' if limits else ''}", title_justify="left")
+    names = list(result.front[0].chosen) if result.front else []
+    for head in ("", *names, *(metric(name).label for name in result.shown)):
+        grid.add_column(head, justify="right")
+    for number, one in enumerate(result.front, 1):
+        grid.add_row(
+            str(number),
+            *(str(one.chosen[name]) for name in names),
+            *(_short(one.metrics[name]) for name in result.shown),
+        )
+    if result.front:
+        out.print(grid)
+    else:
+        out.print("no point is within the budgets")
+    tried = "all that the space holds" if result.exhaustive else f"{result.trials} proposals"
+    counts = ", ".join(f"{count} {status}" for status, count in result.counts().items())
+    out.print(f"{len(result.candidates)} points, {tried}: {counts}")
+    for status in ("refused", "failed", "invalid", "unknown"):
+        reasons = Counter(one.reason for one in result.candidates if one.status == status)
+        for reason, count in reasons.most_common(1):
+            out.print(f"  {status}, {count} of them: {reason}")
+    for what, path in (("figure", figure), ("dataset", result.dataset)):
+        if path is not None:
+            out.print(f"{what}: {path}")
+
+
+def sweep(result: Sweep) -> None:
+    """Print what became of a sweep's points, the first failures, and where the dataset is."""
+    out = console()
+    found = f", {result.found} of them before" if result.found else ""
+    out.print(f"{result.done + result.refused} of {len(result.points)} points have a result{found}")
+    if result.refused:
+        out.print(f"{result.refused} are refused by their system")
+    if result.failed:
+        out.print(f"{result.failed} failed; their tracebacks are in {result.directory / FAILED}:")
+        failures = result.to_pandas().query("status == 'failed'")
+        for identity, reason in failures[["identity", "reason"]].head(SHOWN_FAILURES).itertuples(index=False):
+            out.print(f"  {identity}: {reason}")
+    out.print(f"dataset: {result.dataset}")
 
 
 @contextmanager
@@ -162,7 +246,9 @@ def reproduction(name: str, rows: Sequence[Row]) -> None:
     grid = Table(title=name, title_justify="left")
     for head in shown:
         grid.add_column(
-            head, justify="right" if head in numbers else "left", no_wrap=head not in ("quantity", "metric"),
+            head,
+            justify="right" if head in numbers else "left",
+            no_wrap=head not in ("quantity", "metric"),
             overflow="fold",
         )
     for cells in zip(*shown.values(), strict=True):
@@ -188,7 +274,7 @@ def _tolerance(row: Row) -> str:
 
 
 def listing(what: str) -> list[dict[str, Any]]:
-    """Return the rows of ``hetmem list``: systems, models, devices, workloads, policies or reproductions."""
+    """Return the rows of ``hetmem list``: systems, models, devices, workloads, policies, metrics, reproductions."""
     return _LISTS[what]()
 
 
@@ -320,6 +406,10 @@ def _list_policies() -> list[dict[str, Any]]:
     return rows
 
 
+def _list_metrics() -> list[dict[str, Any]]:
+    return [{"metric": one.name, "what": one.label, "better": one.goal} for one in METRICS.values()]
+
+
 def _list_reproductions() -> list[dict[str, Any]]:
     from hetmem.study.reproduce import reproductions
 
@@ -332,5 +422,6 @@ _LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "devices": _list_devices,
     "workloads": _list_workloads,
     "policies": _list_policies,
+    "metrics": _list_metrics,
     "reproductions": _list_reproductions,
 }

@@ -52,11 +52,6 @@ class Assumptions:
         Whether a prefill streams resident weights too.
     flexgen_resident
         Whether FlexGen may keep weights in GPU memory.
-    cpu_gbs
-        Bytes per second, in GB/s, at which the host's processor computes; None where its own law holds.
-    deja_vu_communication
-        The share of its time that Deja Vu spends on copies, all else being computation; nothing of it is resident
-        then, and a batch shares all its neurons. None where its kernels, memory and batch are modelled.
     link_efficiency
         Whether links between chips are charged with what such links achieve.
     gqa_reuse
@@ -71,6 +66,11 @@ class Assumptions:
         Whether neuron offloading takes the rates and the composition that its paper implies.
     attacc_accounting
         Whether GPUs with PIM stacks follow the accounts of AttAcc's simulator; measured efficiencies otherwise.
+    cpu_gbs
+        Bytes per second, in GB/s, at which the host's processor computes; None where its own law holds.
+    deja_vu_communication
+        The share of its time that Deja Vu spends on copies, all else being computation; nothing of it is resident
+        then, and a batch shares all its neurons. None where its kernels, memory and batch are modelled.
     """
 
     name: str
@@ -87,8 +87,6 @@ class Assumptions:
     dram_efficiency: bool
     prefill_streams_all: bool
     flexgen_resident: bool
-    cpu_gbs: float | None = field(default=None, validator=optional(gt(0)))
-    deja_vu_communication: float | None = field(default=None, validator=optional([gt(0), le(1)]))
     link_efficiency: bool
     gqa_reuse: bool
     decoder_only: bool
@@ -96,6 +94,8 @@ class Assumptions:
     static_power: bool = False
     neurons_published: bool = False
     attacc_accounting: bool
+    cpu_gbs: float | None = field(default=None, validator=optional(gt(0)))
+    deja_vu_communication: float | None = field(default=None, validator=optional(gt(0)))
 
 
 @frozen(kw_only=True)
@@ -178,12 +178,12 @@ class MachineConfig:
     cpu: CpuSpec | None = None
     ssd: Ssd | None = None
     dimm: NdpDimms | None = None
-    dimm_link: Link | None = None
     neurons: NeuronConfig | None = None
     tile: TileConfig | None = None
     pim: PimConfig | None = None
     papi: PapiConfig | None = None
     attacc: AttAccConfig | None = None
+    dimm_link: Link | None = None
     sync_s: float = field(default=0.0, validator=ge(0))
     prefill_streams_all: bool
     flexgen_resident: bool
@@ -320,9 +320,9 @@ def gpu_machine(
         cpu=None if parts.cpu is None else cpu(parts.cpu),
         ssd=None if parts.ssd is None else _believed_ssd(ssd(parts.ssd), belief),
         dimm=ndp,
-        dimm_link=None if parts.dimm_link is None else link(parts.dimm_link),
         neurons=None if parts.neurons is None else neurons(parts.neurons, published=belief.neurons_published),
         **(_pim_parts(parts, belief) if parts.tiled else {}),
+        dimm_link=None if parts.dimm_link is None else link(parts.dimm_link),
         sync_s=parts.sync_s,
         prefill_streams_all=belief.prefill_streams_all,
         flexgen_resident=belief.flexgen_resident,

@@ -33,9 +33,7 @@ _LANES = 64
 _RATE_DIGITS = 12
 _FOLLOW_DIGITS = 5
 _KEEP_DIGITS = 6
-_CHUNK_WORDS = (
-    2048  # words drawn at once for a layer: large enough to amortise calls, small enough for the cache
-)
+_CHUNK_WORDS = 2048  # words drawn at once for a layer: large enough to amortise calls, small enough for the cache
 _RENEWAL_TOKENS = 32  # new rates come at multiples of this; a power of two, and the longest chunk
 _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 
@@ -317,9 +315,7 @@ class _SequenceBlock:
         rates = self._model.table.draw(self._model.rungs, self._quantiles)
         dropped = 16 - _RATE_DIGITS
         noise = self._rng.integers(1 << dropped, size=rates.shape, dtype=np.uint16)
-        rounded = np.minimum(rates, np.uint16(((1 << _RATE_DIGITS) - 1) << dropped)) + noise >> np.uint16(
-            dropped
-        )
+        rounded = np.minimum(rates, np.uint16(((1 << _RATE_DIGITS) - 1) << dropped)) + noise >> np.uint16(dropped)
         rounded[:, self._model.block.n_units :] = 0  # lanes beyond the last unit never fire
         packed = np.empty((n_layers, _RATE_DIGITS, 2, 1, half), dtype=np.uint64)
         for place in range(_RATE_DIGITS):

@@ -41,9 +41,7 @@ def rate_table(concentration: float) -> RateTable:
     if math.isinf(concentration):
         means = np.repeat(frequencies[:, None], QUANTILES, axis=1)
     else:
-        means = np.array(
-            [_cell_means(float(p), concentration) for p in frequencies[:-1]] + [np.ones(QUANTILES)]
-        )
+        means = np.array([_cell_means(float(p), concentration) for p in frequencies[:-1]] + [np.ones(QUANTILES)])
     return RateTable(np.minimum(np.rint(means * SCALE), SCALE - 1).astype(np.uint16))
 
 

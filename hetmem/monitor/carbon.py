@@ -111,9 +111,7 @@ def read_intensity(path: Path) -> HourlyIntensity:
         except ValueError:
             raise ConfigError(f"{path}:{number}", f"expected two numbers, not {line!r}") from None
         if hour != len(values) or not 0 <= g_per_kwh < math.inf:
-            raise ConfigError(
-                f"{path}:{number}", f"expected hour {len(values)} and 0 or more g/kWh, not {line!r}"
-            )
+            raise ConfigError(f"{path}:{number}", f"expected hour {len(values)} and 0 or more g/kWh, not {line!r}")
         values.append(g_per_kwh)
     if not values:
         raise ConfigError(str(path), "has no hours")
@@ -165,9 +163,7 @@ def operational_g(spells: Iterable[Spell], intensity: Intensity, pue: float) -> 
     """
     if not pue >= 1:
         raise ConfigError("pue", f"expected at least 1, not {pue}")
-    return math.fsum(
-        s.joules / J_PER_KWH * pue * intensity.mean_g_per_kwh(s.start_s, s.end_s) for s in spells
-    )
+    return math.fsum(s.joules / J_PER_KWH * pue * intensity.mean_g_per_kwh(s.start_s, s.end_s) for s in spells)
 
 
 # --- embodied ---

@@ -135,9 +135,7 @@ def ssd_wear(written_bytes: int, capacity_bytes: int, endurance_tbw_per_tb: floa
     if not capacity_bytes > 0:
         raise ConfigError("capacity_bytes", f"expected a positive capacity, not {capacity_bytes}")
     if not endurance_tbw_per_tb > 0:
-        raise ConfigError(
-            "endurance_tbw_per_tb", f"expected a positive endurance, not {endurance_tbw_per_tb}"
-        )
+        raise ConfigError("endurance_tbw_per_tb", f"expected a positive endurance, not {endurance_tbw_per_tb}")
     if written_bytes < 0:
         raise ConfigError("written_bytes", f"expected 0 or more, not {written_bytes}")
     return Wear(written_bytes, written_bytes / (capacity_bytes * endurance_tbw_per_tb))

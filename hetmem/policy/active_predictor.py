@@ -42,7 +42,9 @@ class Prediction:
     @property
     def predicted(self) -> Neurons:
         """The predicted set, ascending."""
-        return np.union1d(self.correct, self.wrong)
+        if not self.wrong.size:
+            return self.correct
+        return np.sort(np.concatenate([self.correct, self.wrong]))  # disjoint
 
 
 @frozen
@@ -65,9 +67,7 @@ class ActivePredictor:
 
     def __attrs_post_init__(self) -> None:
         if not self.accuracy or not all(0 <= a <= 1 for a in self.accuracy):
-            raise ConfigError(
-                "accuracy", f"expected fractions from 0 to 1, at least one, not {self.accuracy}"
-            )
+            raise ConfigError("accuracy", f"expected fractions from 0 to 1, at least one, not {self.accuracy}")
         if not 0 <= self.decline <= 1:
             raise ConfigError("decline", f"expected a fraction from 0 to 1, not {self.decline}")
 

@@ -139,10 +139,8 @@ class OfflineOptimal:
     def decide(self, view: BalanceView) -> BalanceDecision:
         """Return the moves from the present placement to that of the oracle."""
         if view.future is None:
-            raise ConfigError(
-                "view.future", "the offline-optimal balancer needs the firings of the time to come"
-            )
-        units = np.flatnonzero((view.where != NOWHERE) & (view.future > 0))
+            raise ConfigError("view.future", "the offline-optimal balancer needs the firings of the time to come")
+        units = np.flatnonzero(view.where != NOWHERE)
         target = longest_first(view.future[units].astype(np.float64), view.n_dimms)
         moving = view.where[units] != target
         return BalanceDecision(
@@ -176,9 +174,7 @@ def _halve(activations: NDArray[np.int64], gap: int, budget: int | None) -> NDAr
     chosen: list[NDArray[np.int64]] = []
     at, left = 0, len(ordered) if budget is None else budget
     while gap > 0 and left > 0:
-        at = max(
-            at, int(np.searchsorted(falling, -gap, side="right"))
-        )  # skip what fired as much as the gap or more
+        at = max(at, int(np.searchsorted(falling, -gap, side="right")))  # skip what fired as much as the gap or more
         run = ordered[at : at + left]
         if not len(run):
             break
@@ -210,10 +206,6 @@ def _decision(parts: list[tuple[NDArray[np.int64], int, int]]) -> BalanceDecisio
     none = np.empty(0, dtype=np.int64)
     return BalanceDecision(
         np.concatenate([units for units, _, _ in parts] or [none]).astype(np.int64),
-        np.concatenate([np.full(len(units), source) for units, source, _ in parts] or [none]).astype(
-            np.int64
-        ),
-        np.concatenate([np.full(len(units), target) for units, _, target in parts] or [none]).astype(
-            np.int64
-        ),
+        np.concatenate([np.full(len(units), source) for units, source, _ in parts] or [none]).astype(np.int64),
+        np.concatenate([np.full(len(units), target) for units, _, target in parts] or [none]).astype(np.int64),
     )

@@ -88,12 +88,7 @@ class HrmPolicy:
         layer = view.dense_bytes + (view.expert_bytes if self.gpu_ffn else 0.0)
         resident = view.n_layers * (self.weights_on_gpu * layer + self.kv_on_gpu * self.batch * view.kv_bytes)
         streamed_kv = (1 - self.kv_on_gpu) * self.micro_batch * view.kv_bytes if self.gpu_attention else 0.0
-        return (
-            resident
-            + 2 * (1 - self.weights_on_gpu) * layer
-            + streamed_kv
-            + self.micro_batch * view.hidden_bytes
-        )
+        return resident + 2 * (1 - self.weights_on_gpu) * layer + streamed_kv + self.micro_batch * view.hidden_bytes
 
     def cpu_bytes(self, view: HrmView) -> float:
         """Return the host memory used: weights and KV that the GPU does not hold, and hidden states."""
@@ -104,10 +99,7 @@ class HrmPolicy:
 
     def fits(self, view: HrmView) -> bool:
         """Return whether both memories hold it."""
-        return (
-            self.gpu_bytes(view) <= view.gpu.capacity_bytes
-            and self.cpu_bytes(view) <= view.cpu.capacity_bytes
-        )
+        return self.gpu_bytes(view) <= view.gpu.capacity_bytes and self.cpu_bytes(view) <= view.cpu.capacity_bytes
 
     def times_s(self, view: HrmView) -> tuple[float, float, float]:
         """Return the times (link, CPU, GPU) of one layer for the whole batch."""
@@ -169,19 +161,20 @@ class HrmSearch:
         )
 
     def decide(self, view: HrmView) -> HrmPolicy:
-        """Return the fitting policy of the highest rate; of equals the first of :meth:`candidates`.
+        """Return the fitting policy of the highest rate; of equals the one that keeps its three resources least busy.
 
         Raises
         ------
         UnsupportedError
             When no point of the grid fits both memories.
         """
-        best: tuple[float, HrmPolicy] | None = None
+        best: tuple[tuple[float, float], HrmPolicy] | None = None
         for policy in self.candidates():
             if policy.fits(view):
-                rate = policy.tokens_per_s(view)
-                if best is None or rate > best[0]:
-                    best = rate, policy
+                times = policy.times_s(view)
+                merit = (policy.batch / max(times), -sum(times))
+                if best is None or merit > best[0]:
+                    best = merit, policy
         if best is None:
             weights = view.n_layers * (view.dense_bytes + view.expert_bytes)
             raise UnsupportedError(
@@ -222,9 +215,7 @@ def pipeline(n_layers: int, micro_batches: int) -> tuple[Slot, ...]:
     if n_layers < 1:
         raise ConfigError("n_layers", f"expected at least 1, not {n_layers}")
     if micro_batches < 2:
-        raise ConfigError(
-            "micro_batches", f"expected at least 2, so that CPU and GPU overlap, not {micro_batches}"
-        )
+        raise ConfigError("micro_batches", f"expected at least 2, so that CPU and GPU overlap, not {micro_batches}")
     total = n_layers * micro_batches
 
     def work(position: int) -> Work | None:

@@ -32,9 +32,7 @@ def fixed_layers(n_layers: int, n_fixed: int, mode: str) -> tuple[int, ...]:
         return tuple(range(n_fixed))
     if mode == "interleaved":
         return tuple(
-            layer
-            for layer in range(n_layers)
-            if layer * n_fixed // n_layers != (layer - 1) * n_fixed // n_layers
+            layer for layer in range(n_layers) if layer * n_fixed // n_layers != (layer - 1) * n_fixed // n_layers
         )
     raise ConfigError("mode", f"expected one of {', '.join(FIXED_MODES)}, not {mode!r}")
 
@@ -83,9 +81,7 @@ class LayerCache:
     def __attrs_post_init__(self) -> None:
         self._fixed = frozenset(fixed_layers(self.n_layers, self.n_fixed, self.mode))
         if self.ring_slots < (1 if self.n_fixed < self.n_layers else 0):
-            raise ConfigError(
-                "ring_slots", f"expected a slot for the layers that are not fixed, not {self.ring_slots}"
-            )
+            raise ConfigError("ring_slots", f"expected a slot for the layers that are not fixed, not {self.ring_slots}")
 
     def decide(self, view: LayerView) -> LayerDecision:
         """Return which of the wanted layers must be read and what they overwrite.

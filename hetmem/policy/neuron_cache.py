@@ -273,8 +273,7 @@ class PerAccessLru(NeuronCache):
 
 
 NEURON_CACHES: dict[str, type[NeuronCache]] = {
-    cache.name: cache
-    for cache in (AdjacentTokenUpdate, AtomicLru, PerAccessLru, LeastFrequentlyUsed, SlidingWindow)
+    cache.name: cache for cache in (AdjacentTokenUpdate, AtomicLru, PerAccessLru, LeastFrequentlyUsed, SlidingWindow)
 }
 
 

@@ -139,9 +139,7 @@ class QualityTable:
         """
         xs, ys = self.high_share, self.entropy
         if not xs[0] <= high_share <= xs[-1]:
-            raise ConfigError(
-                "quality", f"no point at share {high_share:g}; the table spans {xs[0]:g} to {xs[-1]:g}"
-            )
+            raise ConfigError("quality", f"no point at share {high_share:g}; the table spans {xs[0]:g} to {xs[-1]:g}")
         right = bisect_left(xs, high_share)
         if xs[right] == high_share:
             return ys[right]
@@ -184,9 +182,7 @@ def search_ratio(
         When a format, a share or the step is out of range.
     """
     if not 0 < low_bits < high_bits <= FP16_BITS:
-        raise ConfigError(
-            "low_bits", f"expected fewer bits than high_bits ({high_bits}), at least 1, not {low_bits}"
-        )
+        raise ConfigError("low_bits", f"expected fewer bits than high_bits ({high_bits}), at least 1, not {low_bits}")
     if not 0 < low_share <= 1:
         raise ConfigError("low_share", f"expected a fraction above 0 up to 1, not {low_share}")
     if not 0 < step <= 1:

@@ -215,9 +215,7 @@ def score(predicted: Bits, fired: Bits) -> PredictionScore:
     """Return the score of a prediction against what fired."""
     both = int(np.count_nonzero(predicted & fired))
     n_predicted, n_fired = int(np.count_nonzero(predicted)), int(np.count_nonzero(fired))
-    return PredictionScore(
-        both, n_predicted - both, n_fired - both, predicted.size - n_predicted - n_fired + both
-    )
+    return PredictionScore(both, n_predicted - both, n_fired - both, predicted.size - n_predicted - n_fired + both)
 
 
 class HotDrift:

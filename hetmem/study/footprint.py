@@ -113,7 +113,7 @@ def _device(component: str, machine: Machine, config: MachineConfig | BoardConfi
     memories = [memory for memory in machine.memories if memory.component == component]
     gb = sum(memory.capacity_bytes for memory in memories) / 1e9
     held = sum(ledger.peak_bytes(memory.name) for memory in memories) / 1e9
-    share = held / gb if gb else 1.0
+    share = min(1.0, held / gb) if gb else 1.0  # more is held only where capacity is not enforced
     if isinstance(config, BoardConfig):
         return Device(component, "other", max(1, len(memories)), gb, share)
     if component == "gpu":

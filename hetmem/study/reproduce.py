@@ -71,7 +71,7 @@ def reproductions() -> dict[str, Reproduction]:
     from hetmem.study.reproduce_papi import papi
 
     return {
-        "hermes": hermes, "hermes-baselines": hermes_baselines, "h2m2": h2m2, "papi": papi, "attacc": attacc,
+        "hermes-baselines": hermes_baselines, "hermes": hermes, "h2m2": h2m2, "papi": papi, "attacc": attacc,
         "m2cache": m2cache, "dram": dram, "links": links,
     }  # fmt: skip
 

@@ -124,17 +124,23 @@ class Run:
         ConfigError
             When the directory holds a run already.
         """
+        return save_tables(Path(directory), self.saved_tables(), self.manifest())
+
+    def saved_tables(self) -> dict[str, Any]:
+        """Return the tables of a saved run, by name."""
         tables: dict[str, Any] = {"requests": self.requests, "steps": self.steps, "utilization": self.utilization}
         if self.tasks is not None:
             tables["tasks"] = self.tasks
-        tables |= {**self.tables, "energy": self.energy}
-        manifest = {
+        return tables | {**self.tables, "energy": self.energy}
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what the manifest of a saved run says."""
+        return {
             "configuration": self.configuration,
             "summary": self.summary(),
             "counters": dict(self.counters),
             "not_counted": list(self.energy.not_counted),
         }
-        return save_tables(Path(directory), tables, manifest)
 
     def timeline(self, path: str | Path) -> Path:
         """Write the tasks of a traced run as a timeline that Perfetto and Chrome open.

@@ -153,12 +153,15 @@ class Scenario:
             token_budget=None if self.batching() == "static" else DEFAULT_TOKEN_BUDGET,
         )
         tree = Configuration(
-            model=self.model, precision=self.precision, machine=given, serving=serving,
-            accounting=accounting(self.grid), activity=self._activity(),
-        )  # fmt: skip
+            model=self.model,
+            precision=self.precision,
+            machine=given,
+            serving=serving,
+            accounting=accounting(self.grid),
+            activity=self._activity(),
+        )
         resolved: Configuration = with_settings(tree, self.settings)
         return resolved
-
 
     def _activity(self) -> ActivityConfig | None:
         """Return the activity of the model's neurons, where the system asks for it and it is known."""

@@ -24,8 +24,8 @@ from hetmem.system.zero_inference import ZeroInference
 #: Every system, in the order in which comparisons list them.
 SYSTEMS: tuple[type[System], ...] = (
     Resident, ZeroInference, FlexGen, Accelerate, DejaVu, PowerInfer, NdpDimm, Hermes, H2m2, LpddrOnly, Hierarchical,
-    MultiHbm, Papi, PapiPimOnly, A100AttAcc, A100HbmPim, AttAccOnly, Dgx, DgxAttAcc, M2Cache, LlmInAFlash,
-    MoeLightning, Fiddler, Lia,
+    MultiHbm, Papi, PapiPimOnly, A100AttAcc, A100HbmPim, AttAccOnly, Dgx, DgxAttAcc, M2Cache, LlmInAFlash, MoeLightning,
+    Fiddler, Lia,
 )  # fmt: skip
 
 

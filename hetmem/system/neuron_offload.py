@@ -33,6 +33,7 @@ from hetmem.system.ops import GpuOps, Op, total
 from hetmem.units import to_fj, to_ps
 
 FFN = ("up", "act", "down")
+BLOCK = "*"  # in the slots of a block, until it is known which
 TURNS = 16  # pieces of a read at DRAM, between which copies pass (assumed: DRAM interleaves far finer)
 BUFFERS = 2  # dense matrices of a layer under way and in use
 COPY_HOPS = ("host", "pcie.h2d", "gpu0.hbm")
@@ -161,8 +162,13 @@ class NeuronOffload(OffloadSystem):
         dense = sets is None or view.prefill is not None
         blocks = list(self._blocks())
         costs = self._head_costs(view)
+        alike: dict[tuple[int, bool], dict[str, Cost]] = {}
         for label, layers in blocks:
-            costs |= self._block_costs(view, label, layers, needs, dense)
+            # Blocks with the same sets and the same home cost the same.
+            kind = (layers[0] % max(1, len(needs)), layers[0] in self.fixed)
+            if kind not in alike:
+                alike[kind] = self._block_costs(view, layers, needs, dense)
+            costs |= {slot.replace(BLOCK, label): cost for slot, cost in alike[kind].items()}
         if self.reads:
             costs |= self._read_costs(() if dense else needs)
         warm = bool(self._ahead)
@@ -210,10 +216,8 @@ class NeuronOffload(OffloadSystem):
     def _head_costs(self, view: StepView) -> dict[str, Cost]:
         return self.stage_costs("head", self.ops.head(total(view.prefill, view.decode)))
 
-    def _block_costs(
-        self, view: StepView, label: str, layers: range, needs: tuple[LayerNeed, ...], dense: bool
-    ) -> dict[str, Cost]:
-        """Return the costs of prediction, copies and kernels of ``layers``."""
+    def _block_costs(self, view: StepView, layers: range, needs: tuple[LayerNeed, ...], dense: bool) -> dict[str, Cost]:
+        """Return the costs of prediction, copies and kernels of ``layers``, with ``BLOCK`` for their label."""
         copied = fetched = 0
         computed = 0.0
         for layer in layers:
@@ -226,14 +230,14 @@ class NeuronOffload(OffloadSystem):
                 fetched += self._format_bytes(need.missed) if self.neurons.fetch_mispredicted else 0
                 computed += need.computed / self.model.d_ff
         n = len(layers)
-        costs = {f"predict.{label}": FREE if dense else Cost(to_ps(self.neurons.overhead_s) * n)}
+        costs = {f"predict.{BLOCK}": FREE if dense else Cost(to_ps(self.neurons.overhead_s) * n)}
         for hop in COPY_HOPS:
-            costs[f"copy.{label}@{hop}"] = self._copy_cost(hop, copied)
+            costs[f"copy.{BLOCK}@{hop}"] = self._copy_cost(hop, copied)
         if self.neurons.fetch_mispredicted:
             from_ssd = self.reads and self.neurons.ssd_unit == "missing" and layers[0] not in self.fixed
             for hop in self._fetch_hops(layers[0]):
-                costs[f"fetch.{label}@{hop}"] = self._fetch_cost(hop, fetched, from_ssd)
-        costs |= self._kernel_costs(f"layer.{label}", view, n, computed / n, dense)
+                costs[f"fetch.{BLOCK}@{hop}"] = self._fetch_cost(hop, fetched, from_ssd)
+        costs |= self._kernel_costs(f"layer.{BLOCK}", view, n, computed / n, dense)
         return costs
 
     def _format_bytes(self, n_neurons: int) -> int:

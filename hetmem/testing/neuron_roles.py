@@ -23,9 +23,20 @@ def _partition_examples() -> list[Arguments]:
     for n_blocks, groups, dimms, gpu_share in ((1, 1, 1, 1.0), (2, 6, 2, 0.3), (3, 8, 4, 0.0), (2, 5, 3, 1.0)):
         n = n_blocks * groups
         size = _read_only(rng.integers(50, 200, n) * 1000)
-        block, often = _read_only(np.repeat(np.arange(n_blocks), groups)), _read_only(rng.random(n))
-        gpu_s, dimm_s, room = _read_only(size / 9e11), _read_only(size / 5e10), int(size.sum())
-        views.append(PartitionView(block, often, size, gpu_s, dimm_s, 1e-5, dimms, int(gpu_share * room), room))
+        room = int(size.sum())
+        views.append(
+            PartitionView(
+                block=_read_only(np.repeat(np.arange(n_blocks), groups)),
+                frequency=_read_only(rng.random(n)),
+                size_bytes=size,
+                gpu_s=_read_only(size / 9e11),
+                dimm_s=_read_only(size / 5e10),
+                sync_s=1e-5,
+                n_dimms=dimms,
+                gpu_bytes=int(gpu_share * room),
+                dimm_bytes=room,
+            )
+        )
     return [(view,) for view in views]
 
 

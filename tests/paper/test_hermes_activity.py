@@ -135,9 +135,7 @@ def test_partition_of_full_model_is_solved_to_proven_optimality(model):
     d_kv = {"llama2-70b": 1024, "opt-66b": 9216}[model]
     columns = []
     for block, n, size in (("qkv", qkv, (qkv + 2 * d_kv) * 2), ("mlp", mlp, MLP_NEURON_BYTES[model])):
-        built = activation_model(
-            NeuronBlock(block_sparsity(sparsity_anchors(model), block), n_layers, n), seed=1
-        )
+        built = activation_model(NeuronBlock(block_sparsity(sparsity_anchors(model), block), n_layers, n), seed=1)
         for layer, frequency in enumerate(built.frequency):
             mean = frequency[frequency_groups(frequency, 64)].mean(axis=1)
             index = 2 * layer + (block == "mlp")

@@ -48,9 +48,7 @@ def test_atomic_lru_of_one_set_is_adjacent_token_update(density):
     ],
 )
 def test_atomic_lru_with_more_room(density, times, expected):
-    assert replay(AtomicLru(N, slots(density, times)), sets(density)).hit_ratio == pytest.approx(
-        expected, abs=0.01
-    )
+    assert replay(AtomicLru(N, slots(density, times)), sets(density)).hit_ratio == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize("density", DENSITIES)

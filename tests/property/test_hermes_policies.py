@@ -38,9 +38,7 @@ def remap_unit_by_unit(view):
         heavy, light, done = order[k], order[-1 - k], 0
         held = [u for u, place in enumerate(view.where.tolist()) if place == heavy]
         for unit in sorted(held, key=lambda u: -view.activations[u]):
-            if loads[heavy] <= loads[light] or (
-                view.moves_per_pair is not None and done >= view.moves_per_pair
-            ):
+            if loads[heavy] <= loads[light] or (view.moves_per_pair is not None and done >= view.moves_per_pair):
                 break
             if 0 < view.activations[unit] < loads[heavy] - loads[light]:
                 loads[heavy] -= int(view.activations[unit])

@@ -142,8 +142,6 @@ def test_a_batch_reads_the_union_and_computes_the_sum():
     masks = pack(where[None] == np.arange(3)[:, None, None])
     counts = count_in(batch, masks)
     assert counts.shape == (6, 3, 4)
-    expected = [
-        [(bits[:, layer] & (where[layer, :300] == j)).sum(axis=1) for layer in range(4)] for j in range(3)
-    ]
+    expected = [[(bits[:, layer] & (where[layer, :300] == j)).sum(axis=1) for layer in range(4)] for j in range(3)]
     assert np.array_equal(counts, np.array(expected).transpose(2, 0, 1))
     assert counts.sum() == bits.sum() > unpack(union(batch), 300).sum()

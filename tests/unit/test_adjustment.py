@@ -22,9 +22,7 @@ def test_free_slots_come_first_and_need_no_victim():
 
 
 def test_budget_bounds_the_copies():
-    assert HotColdAdjustment().decide(
-        view([15, 14, 13, 0, 0], [0, 0, 0, 1, 1], copies=1)
-    ).copied.tolist() == [0]
+    assert HotColdAdjustment().decide(view([15, 14, 13, 0, 0], [0, 0, 0, 1, 1], copies=1)).copied.tolist() == [0]
     assert HotColdAdjustment().decide(view([15, 14, 0], [0, 0, 1], copies=0)).copied.tolist() == []
 
 

@@ -36,9 +36,7 @@ def test_pairs_are_heaviest_with_lightest_and_inward():
     moves = WindowRemap().decide(view(where, activations, 4)).moves
     assert {(source, target) for _, source, target in moves} == {(0, 3)}
     assert len(moves) == 1  # 20:5 -> 15:10, then the gap is 5 and a unit of 5 may not pass
-    assert {
-        m[1:] for m in WindowRemap().decide(view([0] * 6 + [1] * 5 + [2] * 2 + [3], [5] * 14, 4)).moves
-    } == {
+    assert {m[1:] for m in WindowRemap().decide(view([0] * 6 + [1] * 5 + [2] * 2 + [3], [5] * 14, 4)).moves} == {
         (0, 3),
         (1, 2),
     }
@@ -61,9 +59,7 @@ def test_one_overloaded_dimm_takes_three_windows_to_level():
     rng = np.random.default_rng(0)
     activations = rng.integers(1, 6, 28_672)
     share = np.array([2.2] + [5.8 / 7] * 7) / 8
-    where = np.searchsorted(
-        np.cumsum(share)[:-1], (np.cumsum(activations) - 1) / activations.sum(), side="right"
-    )
+    where = np.searchsorted(np.cumsum(share)[:-1], (np.cumsum(activations) - 1) / activations.sum(), side="right")
     seen = []
     for _ in range(4):
         seen.append(imbalance(dimm_loads(where, activations, 8)))

@@ -155,9 +155,7 @@ def test_a_node_with_a_3090_lies_where_a_point_estimate_puts_it():
     # 350 W on coal, the U.S. grid and hydro: embodied is about 0.5, 1 and 17 % of operational.
     hour = 62_000 / (5 * S_PER_YEAR) * 3600
     for name, share in (("coal", 0.005), ("usa-2022", 0.0106), ("hydro", 0.17)):
-        assert hour / operational_g([Spell(0, 3600, 350 * 3600.0)], grid(name), 1.0) == pytest.approx(
-            share, rel=0.05
-        )
+        assert hour / operational_g([Spell(0, 3600, 350 * 3600.0)], grid(name), 1.0) == pytest.approx(share, rel=0.05)
 
 
 def test_published_footprints_of_boards_lie_within_the_ranges():

@@ -46,7 +46,7 @@ def test_run_json_is_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
 def test_carbon_and_cost_are_in_the_row_and_follow_the_grid(capsys: pytest.CaptureFixture[str]) -> None:
     rows = []
     for grid in ("hydro", "48"):
-        _, out, _ = call(capsys, "run", "zero-inference", *QUICK, "--grid", grid, "--json")
+        _, out, _ = call(capsys, "run", "zero-inference", *QUICK, "--carbon-grid", grid, "--json")
         rows += json.loads(out)["rows"]
     low, double = rows
     assert double["carbon_operational_g_per_token"] == pytest.approx(2 * low["carbon_operational_g_per_token"])
@@ -57,7 +57,7 @@ def test_carbon_and_cost_are_in_the_row_and_follow_the_grid(capsys: pytest.Captu
     _, out, _ = call(capsys, "run", "zero-inference", *QUICK)
     assert "CO2 mg/token" in out
     assert "$/Mtoken" in out
-    facility = ("--set", "accounting.pue=2.4", "--grid", "hydro", "--json")
+    facility = ("--set", "accounting.pue=2.4", "--carbon-grid", "hydro", "--json")
     _, out, _ = call(capsys, "run", "zero-inference", *QUICK, *facility)
     assert json.loads(out)["rows"][0]["carbon_operational_g_per_token"] == pytest.approx(
         2 * low["carbon_operational_g_per_token"]
@@ -71,7 +71,7 @@ def test_a_machine_is_chosen_by_name_and_a_wrong_grid_refused(capsys: pytest.Cap
     assert row["time_share"].keys() >= {"pcie.h2d", "cpu"}
     status, _, err = call(capsys, *command, "--machine", "m2cash")
     assert (status, "did you mean 'm2cache'?" in err) == (2, True)
-    status, _, err = call(capsys, *command, "--grid", "coall")
+    status, _, err = call(capsys, *command, "--carbon-grid", "coall")
     assert (status, "did you mean 'coal'?" in err) == (2, True)
 
 

@@ -18,8 +18,7 @@ def test_a_year_of_one_card_and_a_kilowatt_hour():
 
 def test_half_of_a_card_costs_half():
     whole, half = (
-        run_cost([Purchase("card", 3000.0, share=share)], 0, 60, 1.0, 0.1, 3).capital_usd
-        for share in (1.0, 0.5)
+        run_cost([Purchase("card", 3000.0, share=share)], 0, 60, 1.0, 0.1, 3).capital_usd for share in (1.0, 0.5)
     )
     assert half == pytest.approx(whole / 2)
 

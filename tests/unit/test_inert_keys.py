@@ -30,9 +30,9 @@ class H2m2OnCxl(H2m2):
 
 
 SMALL = fixed(40, 3, 2)
-NEURONS = fixed(32, 7, 1)
 DRAFTING = {"serving.tlp": 2, "serving.acceptance": "vicuna-7b-sps", "serving.draft_model": "llama-7b"}
 FULL = fixed(40, 3, 64)  # attention takes several rounds
+NEURONS = fixed(32, 7, 1)
 # Names that hold no number of the machine: identifiers, and what a run is fed rather than what it runs on.
 PROBES: dict[str, dict[str, Any]] = {
     "resident": {"system": "resident", "model": "llama2-13b"},
@@ -238,10 +238,10 @@ PROBES: dict[str, dict[str, Any]] = {
 }
 
 BOUNDS = (
-    "machine.dimm_link.peak_gbs",
     "machine.pcie.peak_gbs",
     "machine.gpu_link.peak_gbs",
     "machine.link.peak_gbs",
+    "machine.dimm_link.peak_gbs",
     "assumptions.as-published.link_peak_gbs",
 )
 

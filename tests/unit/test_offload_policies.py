@@ -42,15 +42,11 @@ def test_lia_takes_the_least_of_all_vectors(view):
 @given(lia_views)
 def test_an_infinitely_fast_link_leaves_each_sublayer_to_the_faster_side(view):
     fast = attrs.evolve(view, link_bytes_per_s=1e30)
-    assert LiaOffload().decide(fast).time_s == pytest.approx(
-        sum(min(s.cpu_s, s.gpu_s) for s in view.sublayers)
-    )
+    assert LiaOffload().decide(fast).time_s == pytest.approx(sum(min(s.cpu_s, s.gpu_s) for s in view.sublayers))
 
 
 def test_one_side_moves_no_activations_and_a_mixed_vector_pays_each_crossing():
-    view = LiaView(
-        tuple(Sublayer(0, 0, 1000, 10, 100) for _ in range(6)), residual_bytes=1, link_bytes_per_s=1
-    )
+    view = LiaView(tuple(Sublayer(0, 0, 1000, 10, 100) for _ in range(6)), residual_bytes=1, link_bytes_per_s=1)
     assert view.time_s((1,) * 6) == 0
     assert view.time_s((0,) * 6) == 6 * 1100
     # qk and sv on the CPU: four GPU sublayers, into and out of the CPU; both residuals stay on the GPU.
@@ -65,9 +61,7 @@ def opt_175b(batch, context, link=25e9):
 
     def weights(columns):
         flops, size = 2 * d * columns * batch, 2 * d * columns
-        return Sublayer(
-            max(flops / 20e12, size / 260e9), max(flops / 312e12, size / 1.5e12), size, 2 * d * batch
-        )
+        return Sublayer(max(flops / 20e12, size / 260e9), max(flops / 312e12, size / 1.5e12), size, 2 * d * batch)
 
     attention = Sublayer(max(kv / 0.2e12, kv / 260e9), kv / 1.5e12, kv, 2 * d * batch)
     parts = (attrs.evolve(weights(3 * d), store_bytes=4 * d * batch), attention, attention)
@@ -215,9 +209,7 @@ def test_each_resource_gets_the_work_that_the_policy_sends_there():
 
 
 def test_a_machine_too_small_is_refused_with_the_bytes():
-    with pytest.raises(
-        UnsupportedError, match=r"no policy fits 92\.9 GB of weights into 16\.0 GB of GPU and 20\.0 GB"
-    ):
+    with pytest.raises(UnsupportedError, match=r"no policy fits 92\.9 GB of weights into 16\.0 GB of GPU and 20\.0 GB"):
         SEARCH.decide(mixtral(cpu=attrs.evolve(HOST, capacity_bytes=20e9)))
 
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,12 +50,30 @@ def test_the_dram_entry_has_only_keys_that_the_law_uses() -> None:
 
 
 def test_the_python_example_runs() -> None:
-    (example,) = _blocks("python")
+    example = _blocks("python")[0]
     exec(compile(example, "README.md", "exec"), {})
 
 
+def test_both_queries_give_the_best_batch_of_each_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    (sweep,) = re.findall(r"^hetmem (sweep .*)", README, re.MULTILINE)
+    (sql,), (_, query) = _blocks("sql"), _blocks("python")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as done:
+        main(sweep.replace("--workers 2", "--workers 0").split())
+    assert not done.value.code
+    names: dict[str, Any] = {}
+    exec(compile(query, "README.md", "exec"), names)
+    found = names["best"][["machine.dimm.count", "batch", "tokens_per_s"]].to_records(index=False).tolist()
+    assert [row[0] for row in found] == [4, 8, 16]
+    assert duckdb.sql(sql).fetchall() == found
+    everything = duckdb.sql("SELECT count(*), max(power_w), sum(time_share['gpu0']) FROM 'out/sweep/dataset.parquet'")
+    count, most, shares = everything.fetchall()[0]
+    assert (count, most > 430, shares > 0) == (18, True, True)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [line.split("#")[0] for line in _blocks("sh")[2].splitlines()])
+@pytest.mark.parametrize("command", [line.split("#")[0] for k in (2, 3) for line in _blocks("sh")[k].splitlines()])
 def test_the_shell_examples_run(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import shlex
 

@@ -55,9 +55,7 @@ def test_published_shares_and_similarities_are_the_catalogue_s(shared_data):
         )
         assert (anchors.mlp_block_share, anchors.mlp_model_share) == (float(within) / 100, float(whole) / 100)
     adjacent = "activated-set similarity of adjacent tokens"
-    assert sparsity_anchors("falcon-40b").adjacent_similarity * 100 == float(
-        rows["Falcon-40B", "ReLU", adjacent]
-    )
+    assert sparsity_anchors("falcon-40b").adjacent_similarity * 100 == float(rows["Falcon-40B", "ReLU", adjacent])
     drift = float(rows["LLaMA2-70B", "ReLU", "initial hot neurons whose activity varies during inference"])
     assert sparsity_anchors("llama2-70b").hot_drift * 100 == drift
 
@@ -69,9 +67,7 @@ def test_opt_s_first_layers_are_almost_silent_without_being_told():
 
 
 def test_layer_densities_replace_the_depth_law():
-    sparsity = attrs.evolve(
-        block_sparsity(sparsity_anchors("opt-30b"), "mlp"), layer_densities=(0.01, 0.05, 0.2)
-    )
+    sparsity = attrs.evolve(block_sparsity(sparsity_anchors("opt-30b"), "mlp"), layer_densities=(0.01, 0.05, 0.2))
     law = fit_firing_law(sparsity, 3)
     assert law.densities == (0.01, 0.05, 0.2)
     assert law.frequencies(1, 1000).mean() == pytest.approx(0.05)
