@@ -1,7 +1,7 @@
 """The command line: ``hetmem run``, ``compare``, ``reproduce``, ``list`` and ``show``.
 
 Results go to standard output, progress and errors to standard error. Bad input, a run whose model does not fit and
-a comparison in which every system refuses end with status 2.
+a comparison in which every system refuses end with status 2; a broken conservation law and a deadlock with status 3.
 """
 
 import json
@@ -16,9 +16,10 @@ from cyclopts import Parameter
 
 from hetmem import show
 from hetmem._version import __version__
-from hetmem.errors import ConfigError, HetmemError
+from hetmem.errors import ConfigError, ConservationError, DeadlockError, HetmemError
 from hetmem.hardware.config import ASSUMPTIONS
 from hetmem.hardware.ndp import PRESETS
+from hetmem.monitor.save import check_target
 from hetmem.study.compare import Comparison, compare
 from hetmem.study.scenario import Scenario
 from hetmem.workload import fixed
@@ -230,6 +231,9 @@ def main(words: Sequence[str] | None = None) -> None:
     except cyclopts.CycloptsError as error:
         _complain(" ".join(str(error).split()))
         status = 2
+    except (ConservationError, DeadlockError) as error:
+        _complain(f"{error}\nthis is a bug in hetmem or in a policy, please report it")
+        status = 3
     except HetmemError as error:
         _complain(str(error))
         status = 2
@@ -243,8 +247,8 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _compare(systems: list[str], options: Options, assumptions: str, preset: str) -> Comparison:
-    if options.save is not None and options.save.exists() and any(options.save.iterdir()):
-        raise ConfigError("save", f"{options.save} exists and is not empty")
+    if options.save is not None:
+        check_target(options.save)
     with show.progress() as report:
         return compare(
             systems or None,

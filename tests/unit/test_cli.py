@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hetmem.cli import main
+from hetmem.errors import ConservationError, DeadlockError, HetmemError
 from hetmem.system import SYSTEMS
 
 ROW_KEYS = {
@@ -200,6 +201,31 @@ def test_a_saved_run_is_whole(capsys: pytest.CaptureFixture[str], tmp_path: Path
     status, _, err = call(capsys, "run", "resident", *QUICK, "--save", str(target))
     assert status == 2
     assert "exists and is not empty" in err
+
+
+@pytest.mark.parametrize("target", ["/proc/foo", "{file}", "{file}/x"])
+def test_a_bad_place_to_save_is_refused_before_anything_runs(
+    target: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("hetmem.cli.compare", lambda *_, **__: pytest.fail("it ran"))
+    status, out, err = call(capsys, "run", "resident", *QUICK, "--save", target.format(file=tmp_path / "file"))
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith("hetmem: save: ")
+
+
+@pytest.mark.parametrize("error", [ConservationError("tokens", "1 in, 0 out"), DeadlockError(("a waits",))])
+def test_a_broken_law_is_a_bug_and_status_three(
+    error: HetmemError, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("hetmem.cli.compare", broken)
+    status, out, err = call(capsys, "run", "resident", *QUICK)
+    assert (status, out) == (3, "")
+    assert err.splitlines()[0] == f"hetmem: {error}".splitlines()[0]
+    assert err.splitlines()[-1] == "hetmem: this is a bug in hetmem or in a policy, please report it"
 
 
 @pytest.mark.parametrize("what", ["systems", "models", "devices", "workloads", "policies", "reproductions"])
