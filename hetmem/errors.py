@@ -44,6 +44,20 @@ class UnknownNameError(HetmemError):
         return f"unknown {self.kind} {self.name!r}{suggestion(self.name, self.known)}"
 
 
+class RangeError(HetmemError):
+    """A quantity beyond what its column holds: ``RangeError(quantity, most)``, the most that it holds in words."""
+
+    def __init__(self, quantity: str, most: str) -> None:
+        super().__init__(quantity, most)
+        self.quantity, self.most = quantity, most
+
+    def __str__(self) -> str:
+        return (
+            f"{self.quantity}: more than {self.most}; is a rate or a size of the configuration off by orders "
+            "of magnitude?"
+        )
+
+
 class WorkloadError(HetmemError):
     """A trace or length table that cannot be read: ``WorkloadError(where, problem)``."""
 
