@@ -120,7 +120,7 @@ DEFAULTS = Options()
 
 @app.command(name="run")
 def run_command(
-    system: str, /, *, options: Options = DEFAULTS, assumptions: Sets = "fair", dimm_preset: DimmPresets = "datasheet"
+    system: str, /, *, options: Options = DEFAULTS, assumptions: Sets = "fair", dimm_preset: DimmPresets | None = None
 ) -> int:
     """Run one system.
 
@@ -131,10 +131,10 @@ def run_command(
     assumptions
         Which rates the run believes: the papers' own, the measured ones, or both in turn.
     dimm_preset
-        Which reading of the NDP-DIMMs.
+        Which reading of the NDP-DIMMs; datasheet unless told otherwise.
     """
-    _require_parts(system, options)
-    result = _compare([system], options, assumptions, dimm_preset)
+    _require_parts(system, options, dimm_preset)
+    result = _compare([system], options, assumptions, dimm_preset or PRESETS[1])
     if result.all_refused:
         raise ConfigError(system, str(result.rows[0]["refused"]).removeprefix(f"{system}: "))
     _finish(result, options)
@@ -274,10 +274,12 @@ def _slug(asked: Scenario) -> str:
     return "_".join(part for part in (asked.system.name, asked.assumptions, asked.dimm_preset) if part)
 
 
-def _require_parts(system: str, options: Options) -> None:
+def _require_parts(system: str, options: Options, preset: str | None) -> None:
     from hetmem.system import system_class
 
-    for name, value in (("dimms", options.dimms), ("multipliers", options.multipliers)):
+    for name, value in (
+        ("dimms", options.dimms), ("multipliers", options.multipliers), ("dimm-preset", preset)
+    ):  # fmt: skip
         if value is not None and not system_class(system).has_dimms:
             raise ConfigError(name, f"{system} has no NDP-DIMMs")
     for name, asked in (("gpu", options.gpu), ("gpus", options.gpus)):

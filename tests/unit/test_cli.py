@@ -100,6 +100,18 @@ def test_compare_runs_every_system_under_every_set(capsys: pytest.CaptureFixture
         assert (row["refused"] is None) == (row["tokens_per_s"] is not None)
 
 
+def test_a_policy_goes_to_the_systems_that_have_its_role(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", "resident", "flexgen", *QUICK, "--assumptions", "fair", "--json"]
+    plain = json.loads(call(capsys, *words)[1])["rows"]
+    status, out, _ = call(capsys, *words, "--policy", "attention=cpu")
+    resident, flexgen = json.loads(out)["rows"]
+    assert status == 0
+    assert resident == plain[0]
+    assert flexgen["time_share"]["cpu"] > plain[1]["time_share"].get("cpu", 0)
+    status, _, err = call(capsys, *words, "--policy", "reschedule=threshold")
+    assert (status, "unknown policy role of resident 'reschedule'" in err) == (2, True)
+
+
 def test_a_system_that_does_not_fit_stays_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compare", "resident", "accelerate", "--model", "opt-30b", "--gpu", "rtx-4090", "--gpus", "1"]
     status, out, _ = call(capsys, *words, "--prompt", "16", "--output", "2", "--assumptions", "fair", "--json")
@@ -136,6 +148,16 @@ BAD = [
     (["run", "resident", "--set", "machine.gpu.host_link=foo"], "machine.gpu.host_link: is looked up before settings"),
     (["run", "zero-inference", *QUICK, "--set", "machine.pcie.h2d_pinned.gbs=1e-7"], "more than the 106 days"),
     (["run", "zero-inference", *QUICK, "--set", "machine.gpu.memory_gbs=1e-300"], "more than a floating-point number"),
+    (["run", "resident", "--dimm-preset", "datasheet"], "dimm-preset: resident has no NDP-DIMMs"),
+    (
+        ["run", "resident", "--model", "llama2-7b", "--prompt", "5000", "--output", "10"],
+        "resident: every request exceeds the context of llama2-7b, 4096 tokens; --truncate cuts requests",
+    ),
+    (
+        ["run", "resident", "--model", "llama2-7b", "--prompt", "10", "--output", "1000000"],
+        "resident: every request exceeds the context of llama2-7b, 4096 tokens; --truncate cuts requests",
+    ),
+    (["run", "resident", "--policy", "attention=cpu"], "unknown policy role of resident 'attention'"),
     (["run", "resident", "--bacth", "3"], "Unknown option: --bacth"),
     (["reproduce", "hermes-baseline"], "unknown reproduction 'hermes-baseline'; did you mean 'hermes-baselines'?"),
     (["show", "rtx-409"], "unknown name 'rtx-409'; did you mean 'rtx-4090'?"),
