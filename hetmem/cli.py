@@ -43,13 +43,15 @@ class Options:
     workload
         A name of `hetmem list workloads`, or a trace or length table (CSV or JSONL, .gz too).
     batch
-        Size of a static batch; the most sequences at once when requests arrive over time.
+        Size of a static batch; the most sequences at once when requests arrive over time. By default 4, and 1 with
+        --prompt and --output.
     prompt
         Tokens of every prompt, with --output: a fixed workload instead of --workload.
     output
         Tokens generated for every request, with --prompt.
     requests
-        Number of requests.
+        Number of requests. By default 8 of a workload by name, all of a file's, and one batch with --prompt and
+        --output.
     rate
         Requests per second of a Poisson process; without it all are present at the start, or as the trace says.
     gpu
@@ -185,7 +187,8 @@ def reproduce_command(name: str, /, *, json: Annotated[bool, Parameter(negative=
 
 @app.command(name="list")
 def list_command(
-    what: Literal["systems", "models", "devices", "workloads", "policies", "reproductions"], /, *,
+    what: Literal["systems", "models", "devices", "machines", "workloads", "policies", "assumptions", "reproductions"],
+    /, *,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:  # fmt: skip
     """List what there is.

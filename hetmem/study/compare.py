@@ -27,7 +27,7 @@ Report = Callable[[Scenario, float, int], None]
 
 @frozen(eq=False)
 class Comparison:
-    """Rows, and behind each its run, or None where the system refused.
+    """Rows, and behind each what was ``asked`` and its run, or None where the system refused.
 
     ``not_counted`` gives the components of each system whose energy is not known.
     """
@@ -35,6 +35,7 @@ class Comparison:
     rows: list[dict[str, Any]]
     runs: list[Run | None] = field(repr=False)
     seed: int
+    asked: list[Scenario] = field(repr=False)
 
     @property
     def all_refused(self) -> bool:
@@ -116,7 +117,7 @@ def compare(
         run, row = attempt(one, trace=trace, progress=_progress(report, one, k, len(asked)))
         runs.append(run)
         rows.append(row)
-    return Comparison(rows, runs, asked[0].seed if asked else 0)
+    return Comparison(rows, runs, asked[0].seed if asked else 0, asked)
 
 
 def attempt(

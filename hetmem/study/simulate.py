@@ -75,6 +75,27 @@ def simulate(
 def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | None = None) -> Run:
     """Run a checked scenario; see :func:`simulate`."""
     config = asked.configuration()
+    try:
+        return _run(asked, config, trace, progress)
+    except CapacityError as error:
+        raise _of_the_whole(error, config) from None
+
+
+def _of_the_whole(error: CapacityError, config: Configuration) -> CapacityError:
+    """Return the error with the memory of the GPU where only the usable part of it was counted."""
+    machine = config.machine
+    if (
+        isinstance(machine, MachineConfig)
+        and error.memory.startswith("gpu")
+        and error.capacity == machine.gpu_usable_bytes < machine.gpu.capacity_bytes
+    ):
+        return CapacityError(
+            error.memory, error.asked, error.free, error.capacity, error.held, machine.gpu.capacity_bytes
+        )
+    return error
+
+
+def _run(asked: Scenario, config: Configuration, trace: bool, progress: Progress | None) -> Run:
     requests = asked.workload.requests(
         max_context=config.model.max_context, n=asked.requests, rate=asked.rate, seed=asked.seed,
         truncate=asked.truncate,

@@ -12,9 +12,10 @@ arrival        ``arrival_s``, ``arrival_ms``            numbers, from any origin
 prefix blocks  ``hash_ids``                             a JSON list, or whole numbers apart by spaces
 ============== ======================================== =====================================================
 
-Other columns are ignored. A run begins with the first request: the earliest arrival of a file becomes zero, and
-the gaps stay, so that a trace cut out of a longer one, or stamped with the time of day, means the same. Times are read as decimals, so seconds and milliseconds of one trace give the same
-ticks. Nothing is guessed: a line that does not fit is refused with its number and content.
+Other columns are ignored. A run begins with the first request: the earliest arrival of a file becomes zero and the
+gaps stay, so that a trace cut out of a longer one, or stamped with the time of day, means the same. Times are read as
+decimals, so seconds and milliseconds of one trace give the same ticks. Nothing is guessed: a line that does not fit is
+refused with its number and content.
 """
 
 import csv

@@ -107,5 +107,5 @@ def test_users_cannot_change_an_entry_unseen(users_catalog):
 def test_a_folder_that_is_missing_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(catalog, "_loaded", {})
     monkeypatch.setenv("HETMEM_CATALOG", str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match="HETMEM_CATALOG: .*nowhere is not a folder"):
+    with pytest.raises(ConfigError, match=r"HETMEM_CATALOG: .*nowhere is not a folder"):
         ids("dram")

@@ -57,3 +57,18 @@ def test_one_name_is_a_list_of_one(system):
     result = compare(system, model="opt-6.7b", workload=SMALL, assumptions="fair", dimm_presets="datasheet")
     (row,) = result.rows
     assert (row["system"], row["assumptions"]) == ("resident", "fair")
+
+
+def test_a_policy_goes_to_the_systems_that_have_its_role():
+    asked = {"model": "opt-30b", "workload": fixed(64, 2, 8), "assumptions": "fair"}
+    decided = {}
+    for attention in ("cpu", "gpu"):
+        accelerate, flexgen = compare(["accelerate", "flexgen"], policies={"attention": attention}, **asked).runs
+        decided[attention] = (dict(accelerate.scenario.policies), flexgen.configuration["decisions"]["attention"])
+    assert decided == {"cpu": ({}, "cpu"), "gpu": ({}, "gpu")}
+
+
+def test_a_run_is_shown_in_a_line():
+    text = repr(run())
+    assert text.startswith("<Run of resident, fair, opt-6.7b, fixed-8-3: 2 of 2 requests, ")
+    assert len(text) < 120

@@ -84,6 +84,12 @@ def test_a_memory_that_holds_nothing_says_so():
     assert str(CapacityError("hbm", 2 * 10**9, 10**9, 10**9, ())).endswith("(holds nothing)")
 
 
+def test_a_part_of_a_memory_names_the_whole():
+    error = CapacityError("gpu0", 30 * 10**9, 10**9, 21_600_000_000, (), 24 * 10**9)
+    assert str(error) == "gpu0: 30.00 GB asked, 1.00 GB free of 21.60 GB usable of 24.00 GB (holds nothing)"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
 def test_suggestions():
     assert suggestion("Lama2-70B", ("llama2-70b", "opt-13b")) == "; did you mean 'llama2-70b'?"
     assert suggestion("zzz", ("llama2-70b", "opt-13b")) == "; known: llama2-70b, opt-13b"

@@ -81,7 +81,7 @@ def test_the_examples_of_the_module():
 
 @pytest.mark.parametrize("seconds", [1e7, 1e300, math.inf, math.nan])
 def test_a_duration_that_ticks_cannot_hold_is_refused(seconds):
-    with pytest.raises(RangeError, match="a duration of .* more than the 106 days"):
+    with pytest.raises(RangeError, match=r"a duration of .* more than the 106 days"):
         to_ps(seconds)
 
 
