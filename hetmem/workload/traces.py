@@ -247,7 +247,7 @@ def _number_ps(name: str, cell: Any) -> int:
         unit = "seconds" if _PS_PER_UNIT[name] == PS_PER_S else "milliseconds"
         raise _BadLineError(f"{name}: expected a number of {unit} from 0, not {_quoted(cell)}")
     if time > _LARGEST_NUMBER:
-        raise _BadLineError(f"{name}: {_quoted(cell)} is no time of day or of a year")
+        raise _BadLineError(f"{name}: {_quoted(cell)} is too large for a time")
     return int((time * _PS_PER_UNIT[name]).to_integral_value())
 
 

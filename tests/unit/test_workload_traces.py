@@ -129,7 +129,7 @@ HEAD = "arrival_s,in_tokens,out_tokens\n0.5,7,9\n"
         ("inf,7,4", "arrival_s: expected a number of seconds from 0"),
         ("soon,7,4", "arrival_s: expected a number of seconds from 0"),
         ("1700158623,7,4", "arrival_s: '1700158623' is more than 53 days from the first line's"),
-        ("1e999999,7,4", "arrival_s: '1e999999' is no time of day or of a year"),
+        ("1e999999,7,4", "arrival_s: '1e999999' is too large for a time"),
         ("1.5,7", "expected 3 fields as in the header, found 2"),
         ("1.5,7,4,9", "expected 3 fields as in the header, found 4"),
         ('1.5,"7,4', "unexpected end of data"),
