@@ -80,7 +80,7 @@ class CapacityError(HetmemError):
         self, memory: str, asked: int, free: int, capacity: int, held: tuple[tuple[str, int], ...],
         nominal: int | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(memory, asked, free, capacity, held, nominal)
+        super().__init__(memory, asked, free, capacity, held, *(() if nominal is None else (nominal,)))
         self.memory, self.asked, self.free, self.capacity, self.held = memory, asked, free, capacity, held
         self.nominal = nominal
 
