@@ -1,7 +1,7 @@
 """The command line: ``hetmem run``, ``compare``, ``sweep``, ``search``, ``reproduce``, ``list`` and ``show``.
 
 Results go to standard output, progress and errors to standard error. Bad input, a run whose model does not fit and
-a comparison in which every system refuses end with status 2.
+a comparison in which every system refuses end with status 2; a broken conservation law and a deadlock with status 3.
 """
 
 import json
@@ -15,9 +15,10 @@ from cyclopts import Parameter
 
 from hetmem import plot_search, show
 from hetmem._version import __version__
-from hetmem.errors import ConfigError, HetmemError
+from hetmem.errors import ConfigError, ConservationError, DeadlockError, HetmemError
 from hetmem.hardware.config import ASSUMPTIONS
 from hetmem.hardware.ndp import PRESETS
+from hetmem.monitor.save import check_target
 from hetmem.options import Asked, Options, Places
 from hetmem.study.compare import Comparison, compare
 from hetmem.study.point import grid as expand
@@ -42,7 +43,7 @@ ASKED = Asked()
 
 @app.command(name="run")
 def run_command(
-    system: str, /, *, options: Options = DEFAULTS, assumptions: Sets = "fair", dimm_preset: DimmPresets = "datasheet"
+    system: str, /, *, options: Options = DEFAULTS, assumptions: Sets = "fair", dimm_preset: DimmPresets | None = None
 ) -> int:
     """Run one system.
 
@@ -53,10 +54,10 @@ def run_command(
     assumptions
         Which rates the run believes: the papers' own, the measured ones, or both in turn.
     dimm_preset
-        Which reading of the NDP-DIMMs.
+        Which reading of the NDP-DIMMs; datasheet unless told otherwise.
     """
-    _require_parts(system, options)
-    result = _compare([system], options, assumptions, dimm_preset)
+    _require_parts(system, options, dimm_preset)
+    result = _compare([system], options, assumptions, dimm_preset or PRESETS[1])
     if result.all_refused:
         raise ConfigError(system, str(result.rows[0]["refused"]).removeprefix(f"{system}: "))
     _finish(result, options)
@@ -237,7 +238,9 @@ def calibrate_command(
 
 @app.command(name="list")
 def list_command(
-    what: Literal["systems", "models", "devices", "workloads", "policies", "metrics", "reproductions"], /, *,
+    what: Literal[
+        "systems", "models", "devices", "machines", "workloads", "policies", "assumptions", "metrics", "reproductions"
+    ], /, *,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:  # fmt: skip
     """List what there is.
@@ -283,6 +286,9 @@ def main(words: Sequence[str] | None = None) -> None:
     except cyclopts.CycloptsError as error:
         _complain(" ".join(str(error).split()))
         status = 2
+    except (ConservationError, DeadlockError) as error:
+        _complain(f"{error}\nthis is a bug in hetmem or in a policy, please report it")
+        status = 3
     except HetmemError as error:
         _complain(str(error))
         status = 2
@@ -296,8 +302,8 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _compare(systems: list[str], options: Options, assumptions: str, preset: str) -> Comparison:
-    if options.save is not None and options.save.exists() and any(options.save.iterdir()):
-        raise ConfigError("save", f"{options.save} exists and is not empty")
+    if options.save is not None:
+        check_target(options.save)
     with show.progress() as report:
         return compare(
             systems or None,
@@ -323,10 +329,12 @@ def _slug(asked: Scenario) -> str:
     return "_".join(part for part in (asked.system.name, asked.assumptions, asked.dimm_preset) if part)
 
 
-def _require_parts(system: str, options: Options) -> None:
+def _require_parts(system: str, options: Options, preset: str | None) -> None:
     from hetmem.system import system_class
 
-    for name, value in (("dimms", options.dimms), ("multipliers", options.multipliers)):
+    for name, value in (
+        ("dimms", options.dimms), ("multipliers", options.multipliers), ("dimm-preset", preset)
+    ):  # fmt: skip
         if value is not None and not system_class(system).has_dimms:
             raise ConfigError(name, f"{system} has no NDP-DIMMs")
     for name in ("gpu", "gpus", "tp", "pp", "stack"):

@@ -33,13 +33,15 @@ class Asked:
     workload
         A name of `hetmem list workloads`, or a trace or length table (CSV or JSONL, .gz too).
     batch
-        Size of a static batch; the most sequences at once when requests arrive over time.
+        Size of a static batch; the most sequences at once when requests arrive over time. By default 4, and 1 with
+        --prompt and --output.
     prompt
         Tokens of every prompt, with --output: a fixed workload instead of --workload.
     output
         Tokens generated for every request, with --prompt.
     requests
-        Number of requests.
+        Number of requests. By default 8 of a workload by name, all of a file's, and one batch with --prompt and
+        --output.
     rate
         Requests per second of a Poisson process; without it all are present at the start, or as the trace says.
     gpu

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from hetmem import catalog
 from hetmem.errors import UnknownNameError
+from hetmem.hardware.config import ASSUMPTIONS
+from hetmem.hardware.dram import memory
 from hetmem.study.compare import Comparison, Report
 from hetmem.study.metrics import METRICS, metric
 from hetmem.study.reproduce import Row
@@ -167,6 +169,8 @@ def comparison(result: Comparison) -> None:
         out.print(f"refused: {reason}")
     for name, components in result.not_counted.items():
         out.print(f"energy of {name} does not count: {', '.join(components)}")
+    if any("base" in components for components in result.not_counted.values()):
+        out.print("base: the rest of the node, such as its board, fans and power supplies")
     for name, reasons in result.unknown.items():
         out.print(f"not known of {name}: {'; '.join(reasons)}")
 
@@ -174,12 +178,9 @@ def comparison(result: Comparison) -> None:
 def _title(result: Comparison) -> str:
     first = result.rows[0]
     parts = [str(first["model"]), f"workload {first['workload']}"]
-    for run in result.runs:
-        if run is not None:
-            size = run.configuration["serving"]["batch"]
-            static = run.scenario.batching() == "static"
-            parts.append(f"static batches of {size}" if static else f"at most {size} sequences at once")
-            break
+    asked = result.asked[0]
+    size = asked.configuration().serving.batch
+    parts.append(f"static batches of {size}" if asked.batching() == "static" else f"at most {size} sequences at once")
     return ", ".join([*parts, f"seed {result.seed}"])
 
 
@@ -325,7 +326,7 @@ def _error(one: dict[str, Any]) -> str:
 
 
 def listing(what: str) -> list[dict[str, Any]]:
-    """Return the rows of ``hetmem list``: systems, models, devices, workloads, policies, metrics, reproductions."""
+    """Return the rows of ``hetmem list``: systems, models, devices, machines and the others of the command line."""
     return _LISTS[what]()
 
 
@@ -353,11 +354,12 @@ def facts(name: str) -> list[dict[str, Any]]:
     """
     wanted = catalog.normalize(name)
     found = [_system_facts(system) for system in SYSTEMS if catalog.normalize(system.name) == wanted]
+    shown = {one["machine"]["id"] for one in found}
     found += [
         _entry_facts(catalog.entry(kind, known))
         for kind in catalog.kinds()
         for known in catalog.ids(kind)
-        if catalog.normalize(known) == wanted
+        if catalog.normalize(known) == wanted and not (kind == "machines" and known in shown)
     ]
     kinds = ("carbon", "prices") if wanted == "carbon" else tuple(k for k in catalog.kinds() if k == wanted)
     found += [_entry_facts(catalog.entry(kind, known)) for kind in kinds for known in catalog.ids(kind)]
@@ -441,7 +443,57 @@ def _list_models() -> list[dict[str, Any]]:
 
 
 def _list_devices() -> list[dict[str, Any]]:
-    return [{"device": name, "kind": kind} for kind in DEVICE_KINDS for name in catalog.ids(kind)]
+    rows: list[dict[str, Any]] = []
+    for kind in DEVICE_KINDS:
+        for name in catalog.ids(kind):
+            values = catalog.entry(kind, name).values()
+            if kind == "dram":  # its rate follows from clock, burst and width
+                values["peak_gbs"] = memory(name).peak_gbs
+            rows.append(
+                {
+                    "device": name, "kind": kind,
+                    **{head: _first(values, scales) for head, scales in _DEVICE_COLUMNS.items()},
+                }
+            )  # fmt: skip
+    return rows
+
+
+# Of a device: columns of the list, and the keys that may hold them, each with how many of its unit make the column's.
+_DEVICE_COLUMNS = {
+    "peak TFLOP/s": {"fp16_tflops": 1.0, "fp32_tflops": 1.0},
+    "peak GB/s": {
+        "memory_gbs": 1.0, "peak_gbs": 1.0, "read_gbs": 1.0, "bytes_per_s": 1e9, "external_bytes_per_s": 1e9,
+    },
+    "capacity GB": {"capacity_gb": 1.0, "capacity_bytes": 1e9},
+}  # fmt: skip
+
+
+def _first(values: dict[str, Any], scales: dict[str, float]) -> float | None:
+    return next((round(values[key] / scale, 3) for key, scale in scales.items() if key in values), None)
+
+
+def _list_machines() -> list[dict[str, Any]]:
+    rows = []
+    for name in catalog.ids("machines"):
+        values = catalog.entry("machines", name).values()
+        users = ", ".join(system.name for system in SYSTEMS if system.preset == name)
+        rows.append(
+            {"machine": name, "GPU": values.get("gpu"), "GPUs": values.get("gpus"), "default of": users or None}
+        )
+    return rows
+
+
+def _list_assumptions() -> list[dict[str, Any]]:
+    return [
+        {
+            "assumption set": name,
+            "what": _ASSUMED.get(name, f"what {ASSUMPTIONS[0]} means on some machines; not chosen by name"),
+        }
+        for name in catalog.ids("assumptions")
+    ]
+
+
+_ASSUMED = dict(zip(ASSUMPTIONS, ("the papers' own rates", "measured rates, the same for every system"), strict=True))
 
 
 def _list_workloads() -> list[dict[str, Any]]:
@@ -471,6 +523,8 @@ _LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "systems": _list_systems,
     "models": _list_models,
     "devices": _list_devices,
+    "machines": _list_machines,
+    "assumptions": _list_assumptions,
     "workloads": _list_workloads,
     "policies": _list_policies,
     "metrics": _list_metrics,

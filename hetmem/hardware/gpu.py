@@ -18,6 +18,13 @@ from hetmem.units import to_fj
 MEMORY_POWER = 0.7  # share of a board's dynamic power that saturated memory alone draws (assumed; nothing published)
 
 
+def _became(group: str) -> dict[str, str]:
+    """Return the note of a name that a machine has looked up already, which settings refuse."""
+    return {
+        "instead": f"is looked up before settings apply; set the fields of {group}, or ask for another card with --gpu"
+    }
+
+
 @frozen(kw_only=True)
 class GpuSpec:
     """One GPU.
@@ -47,8 +54,8 @@ class GpuSpec:
     tdp_w: float = field(validator=gt(0))
     idle_w: float = field(validator=ge(0))
     context_w: float = field(validator=ge(0))
-    host_link: str
-    peer_link: str
+    host_link: str = field(metadata=_became("machine.pcie"))
+    peer_link: str = field(metadata=_became("machine.gpu_link"))
     stream_efficiency: float = fraction()
 
     def __attrs_post_init__(self) -> None:

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from hetmem.errors import RangeError
+from hetmem.units import MAX_PS, MAX_PS_WORDS
+
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
@@ -41,12 +44,22 @@ class Table:
         return self._spooled + len(self._open[0])
 
     def append(self, row: Sequence[Any]) -> None:
-        """Append one row, its values in the order of the columns."""
-        for column, text, value in zip(self._open, self._text, row, strict=True):
-            if text is not None:
-                words = self._words[text]
-                value = words.setdefault(value, len(words))
-            column.append(value)
+        """Append one row, its values in the order of the columns.
+
+        Raises
+        ------
+        RangeError
+            When a value does not fit in 64 bits, naming its column.
+        """
+        try:
+            for column, text, value in zip(self._open, self._text, row, strict=True):
+                if text is not None:
+                    words = self._words[text]
+                    value = words.setdefault(value, len(words))
+                column.append(value)
+        except OverflowError:
+            name = next(name for name, value in zip(self.columns, row, strict=True) if _too_large(value))
+            raise RangeError(name, MAX_PS_WORDS if name.endswith("_ps") else "64 bits hold") from None
         if len(self._open[0]) == CHUNK_ROWS:
             self._flush()
 
@@ -128,3 +141,7 @@ class Table:
         spool = getattr(self, "_spool", None)
         if spool is not None:
             spool.close()
+
+
+def _too_large(value: Any) -> bool:
+    return isinstance(value, int) and not -MAX_PS <= value <= MAX_PS

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from attrs import field, frozen
+from attrs import frozen
 
 from hetmem.errors import ConfigError
 from hetmem.monitor.energy import Energy
@@ -26,7 +26,7 @@ SERVED = (
 )  # fmt: skip
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Run:
     """What a simulation returns.
 
@@ -66,7 +66,12 @@ class Run:
     counters: Mapping[str, int]
     tables: Mapping[str, Table]
     footprint: Footprint
-    configuration: Mapping[str, Any] = field(repr=False)
+    configuration: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        names = ", ".join(str(name) for name in self.scenario.labels().values() if name is not None)
+        done = int((self.requests.column("status") == "done").sum())
+        return f"<Run of {names}: {done} of {len(self.requests)} requests, {self.tokens_per_s:.4g} tokens/s>"
 
     @property
     def elapsed_s(self) -> float:

@@ -16,6 +16,7 @@ from hetmem.model import FP16, ModelSpec, Precision, load_model
 from hetmem.model.activity_config import ActivityConfig, activity_config
 from hetmem.policy.batching import ContinuousBatch, FirstComeFirstServed, ShortestPromptFirst, StaticBatch
 from hetmem.policy.speculation import FixedLength, LevelTokens
+from hetmem.study.checked_policy import require_policy
 from hetmem.study.footprint import Accounting, accounting
 from hetmem.study.settings import with_settings
 from hetmem.system import System, system_class
@@ -317,6 +318,8 @@ def _check_policies(cls: type[System], policies: Mapping[str, Any]) -> None:
             raise UnknownNameError(f"policy role of {cls.name}", role, tuple(roles))
         if isinstance(chosen, str) and chosen not in roles[role]:
             raise UnknownNameError(f"{role} policy", chosen, roles[role])
+        if not isinstance(chosen, str) and role in POLICIES:
+            require_policy(role, chosen)
 
 
 def unstructured(configuration: Configuration) -> dict[str, Any]:

@@ -26,13 +26,14 @@ from hetmem.model import ModelSpec
 from hetmem.monitor.energy import Energy, account
 from hetmem.monitor.phases import Meter, PhaseAccount, total_fj
 from hetmem.monitor.recorder import Recorder
+from hetmem.study.checked_policy import CheckedAdmission, CheckedBatching
 from hetmem.study.footprint import footprint, inventory
 from hetmem.study.run import Run
 from hetmem.study.scenario import POLICIES, Configuration, Scenario, Serving, scenario, unstructured
 from hetmem.study.speculating import draft_model, speculation
 from hetmem.system import Setup, System
 from hetmem.units import to_ps, to_s
-from hetmem.workload import FixedBatch, RequestTable
+from hetmem.workload import FixedBatch
 
 Progress = Callable[[int, int], None]
 
@@ -78,10 +79,33 @@ def simulate(
 def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | None = None) -> Run:
     """Run a checked scenario; see :func:`simulate`."""
     config = asked.configuration()
+    try:
+        return _run(asked, config, trace, progress)
+    except CapacityError as error:
+        raise _of_the_whole(error, config) from None
+
+
+def _of_the_whole(error: CapacityError, config: Configuration) -> CapacityError:
+    """Return the error with the memory of the GPU where only the usable part of it was counted."""
+    machine = config.machine
+    if (
+        isinstance(machine, MachineConfig)
+        and error.memory.startswith("gpu")
+        and error.capacity == machine.gpu_usable_bytes < machine.gpu.capacity_bytes
+    ):
+        return CapacityError(
+            error.memory, error.asked, error.free, error.capacity, error.held, machine.gpu.capacity_bytes
+        )
+    return error
+
+
+def _run(asked: Scenario, config: Configuration, trace: bool, progress: Progress | None) -> Run:
     requests = asked.workload.requests(
         max_context=config.model.max_context, n=asked.requests, rate=asked.rate, seed=asked.seed,
         truncate=asked.truncate,
     )  # fmt: skip
+    if not len(requests) and requests.dropped:
+        raise UnsupportedError(asked.system.name, _beyond_context(config.model))
     longest = int((requests.prompt_tokens + requests.output_tokens).max()) if len(requests) else 1
     planner = asked.system(
         Setup(
@@ -151,7 +175,8 @@ def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | N
     floor.raise_if_broken()
     _check_busy(servers, env.now)
     if not loop.finished:
-        raise UnsupportedError(asked.system.name, _nothing_done(requests, kv))
+        room = kv.total * kv.block_tokens
+        raise UnsupportedError(asked.system.name, f"no request fits in the KV cache of {room} tokens")
     phases.close(env.now)
     energy = _energy(machine, servers, env.now, planner.spent_fj(), phases.by_phase())
     counted = planner.counters()
@@ -210,7 +235,7 @@ def _swap_space(serving: Serving, planner: System, ledger: Ledger, kv: KvCache) 
 def _policy(asked: Scenario, role: str, batch: int) -> Any:
     chosen = asked.policies.get(role)
     if chosen is not None and not isinstance(chosen, str):
-        return chosen
+        return (CheckedBatching if role == "batching" else CheckedAdmission)(chosen)
     if role == "batching":
         return POLICIES[role][asked.batching()](batch)
     return POLICIES[role][chosen or "fcfs"]()
@@ -238,10 +263,8 @@ def _require_batch(asked: Scenario, config: Configuration, kv: KvCache, ledger: 
         raise CapacityError(memory, blocks * per_block, kv.total * per_block, ledger.capacities[memory], held)
 
 
-def _nothing_done(requests: RequestTable, kv: KvCache) -> str:
-    if not len(requests):
-        return f"no request is left to serve ({len(requests.dropped)} dropped: context)"
-    return f"no request fits in the KV cache of {kv.total * kv.block_tokens} tokens"
+def _beyond_context(model: ModelSpec) -> str:
+    return f"every request exceeds the context of {model.id}, {model.max_context} tokens; --truncate cuts requests"
 
 
 def _check_busy(servers: dict[str, Server], elapsed_ps: int) -> None:
