@@ -357,7 +357,7 @@ class FlexGen(OffloadSystem):
         bounds = [wire / (self.config.pcie.peak_gbs * 1e9)]
         if disk and self.config.ssd is not None:
             bounds.append(disk / (self.config.ssd.read_gbs * 1e9))
-        compute = (self.active_weight_bytes - self.head_bytes) / gpu
+        compute = self.active_weight_bytes / gpu
         if self.on_cpu and view.decode is not None:
             attended = view.decode.kv_tokens * off_gpu(self.kv_split)
             compute += attended / (self.host.system.peak_gbs * 1e9)

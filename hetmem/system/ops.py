@@ -2,7 +2,8 @@
 
 QK^T, softmax and SV are one launch (fused attention), apart for prefill and for decode, whose times add; all
 else of a step runs over its prefill and decode tokens together. Under tensor parallelism each of ``shards``
-GPUs does its share of every kernel but the norms.
+GPUs does its share of every kernel but the norms; a KV head is not split, so that of more GPUs than KV heads several
+read and write the same one.
 """
 
 from collections.abc import Iterable
@@ -82,10 +83,12 @@ class GpuOps:
     def _op(self, name: str, kernels: Iterable[Kernel]) -> Op:
         share = 1 if name in REPLICATED else self.shards
         parts = tuple(kernels)
+        kv = sum(k.kv_read_bytes + k.kv_write_bytes for k in parts)
+        heads = self.model.n_kv_heads
         return Op(
             name,
             sum(k.flops for k in parts) / share,
-            sum(k.bytes for k in parts) / share,
+            (sum(k.bytes for k in parts) - kv) / share + kv * -(-heads // share) / heads,
             sum(k.weight_bytes for k in parts) / share,
         )
 

@@ -183,7 +183,7 @@ class PowerInfer(OffloadSystem):
                     self.copy_path(self.config.prefill_path()),
                     self.copy_path(self.config.prefill_path("d2h"), "d2h"),
                 )
-                at = stream(graph, stages, [path], PREFETCH, at, warm=0, ahead=0)
+                at = stream(graph, stages, [path], [PREFETCH], at)
                 at = graph.transfer("kv.write", back.hops, at, lag_ps=back.lag_ps)
             if decode:
                 for layer in range(self.model.n_layers):

@@ -1,6 +1,7 @@
 """``resident``: weights and KV cache in GPU memory, tensor-parallel over the machine's GPUs.
 
-Each GPU does its share of every kernel; an all-reduce follows the output projection and the down projection, and the
+Each GPU does its share of every kernel: heads are split, and where there are more GPUs than KV heads, several hold and
+read the same one. An all-reduce follows the output projection and the down projection, and the
 shards of the logits are gathered on the first GPU (Megatron-LM, arXiv 1909.08053). Not modelled: sequence parallelism,
 overlap of collectives with kernels.
 """
@@ -10,6 +11,7 @@ from typing import ClassVar
 
 from hetmem.engine.graph import Cost, GraphBuilder, Template
 from hetmem.engine.step import Plan, StepView
+from hetmem.errors import UnsupportedError
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.link import Link
 from hetmem.hardware.machine import Machine
@@ -33,6 +35,9 @@ class Resident(System):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.gpus = self.config.gpus
+        if self.model.n_heads % self.gpus:
+            problem = f"the {self.model.n_heads} heads of {self.model.id} cannot be split over {self.gpus} GPUs"
+            raise UnsupportedError(self.name, problem)
         self.ops = GpuOps(self.model, self.precision, self.config.gpu, self.gpus)
 
     def machine(self) -> Machine:
@@ -45,7 +50,8 @@ class Resident(System):
             ledger.allocate("weights", f"gpu{gpu}", shard)
 
     def kv_bytes_per_token(self) -> Mapping[str, int]:
-        share = -(-self.model.kv_bytes_per_token(self.precision) // self.gpus)
+        heads = -(-self.model.n_kv_heads // self.gpus)
+        share = -(-self.model.kv_bytes_per_token(self.precision) * heads // self.model.n_kv_heads)
         return {f"gpu{gpu}": share for gpu in range(self.gpus)}
 
     def plan(self, view: StepView) -> Plan:
@@ -101,5 +107,4 @@ class Resident(System):
         return at
 
     def floor_s(self, view: StepView) -> float:
-        read = self.active_weight_bytes + self.kv_read_bytes(view)
-        return read / (self.gpus * self.config.gpu.memory_bytes_per_s)
+        return self.read_bytes(view) / (self.gpus * self.config.gpu.memory_bytes_per_s)
