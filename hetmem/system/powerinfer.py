@@ -46,9 +46,9 @@ class PowerInfer(OffloadSystem):
     def __init__(self, setup: Setup) -> None:
         require_neurons(self, setup)
         super().__init__(setup)
-        if self.config.cpu is None:
+        if self.host_cpu is None:
             raise UnsupportedError(self.name, "needs a host processor, and the machine has none")
-        self.cpu = self.config.cpu
+        self.cpu = self.host_cpu
         self.neurons = NeuronModel(setup)
         self.late = self.neurons.config.misses == "late"
         groups = self.model.layer_bytes(self.precision)

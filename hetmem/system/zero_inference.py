@@ -108,4 +108,5 @@ class ZeroInference(OffloadSystem):
             rates.insert(0, self.config.ssd.read_gbs * 1e9)
         moved = [(self.model.n_layers - ahead) * self.layer_bytes + self.head_bytes for ahead in self.ahead]
         wires = (n_bytes / rate for n_bytes, rate in zip(moved, rates, strict=True))
-        return max(*wires, self.read_bytes(view) / self.config.gpu.memory_bytes_per_s)
+        # What is copied is written to the GPU's memory before kernels read it.
+        return max(*wires, (moved[-1] + self.read_bytes(view)) / self.config.gpu.memory_bytes_per_s)
