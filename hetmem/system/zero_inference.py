@@ -3,7 +3,8 @@
 The GPU does all compute and keeps the KV cache; no weight stays in its memory. Loads run ahead across the
 step's end, so that the first layers of a step are on their way while the last of the one before compute
 (DeepSpeed ZeRO-Inference, SC'22, arXiv 2207.00032; ZeRO-Infinity, arXiv 2104.07857). Prefetch: two layers from
-DRAM to the GPU, three from NVMe to DRAM, beside the one that is in use in each. Not modelled: KV offload, quantised weights.
+DRAM to the GPU, three from NVMe to DRAM, beside the one that is in use in each. Not modelled: KV offload,
+quantised weights.
 """
 
 from typing import Any
