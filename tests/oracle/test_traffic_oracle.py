@@ -67,9 +67,8 @@ def test_zero_inference_copies_every_layer_and_the_head_once_a_step() -> None:
     ahead = 2 * layer_weights(spec)
     for k, moved in enumerate(steps):
         once = spec.n_layers * layer_weights(spec) + head
-        expected = once + (ahead if k == 0 else 0) - (ahead if k == len(steps) - 1 else 0)
-        # Loads ahead belong to the step that issues them, and the last of them may end after the run.
-        assert moved["pcie.h2d"] in (expected, expected + ahead)
+        # Loads ahead belong to the step that issues them; the first has its own besides.
+        assert moved["pcie.h2d"] == once + (ahead if k == 0 else 0)
         assert moved["host"] == moved["pcie.h2d"]
 
 
