@@ -163,12 +163,9 @@ class System(ABC):
 
     @cached_property
     def active_weight_bytes(self) -> int:
-        """Weights that any step reads: all but the experts not chosen and tables of which a step reads a few rows."""
-        model = self.model
-        looked_up = model.learned_positions * model.d_model
-        if not model.tied_embeddings:
-            looked_up = model.outer_params["embedding"]
-        return (model.params_active - looked_up) * self.precision.weights_bits // 8
+        """Weights that any step reads: no head, no experts not chosen, no tables of which a step reads a few rows."""
+        outer = self.model.outer_params
+        return (self.model.params_active - outer["embedding"] - outer["head"]) * self.precision.weights_bits // 8
 
     @cached_property
     def head_bytes(self) -> int:
@@ -179,6 +176,11 @@ class System(ABC):
         """Return the KV bytes that the attention of a step reads at least."""
         shapes = (shape for shape in (view.prefill, view.decode) if shape is not None)
         return sum(shape.kv_tokens for shape in shapes) * self.model.kv_bytes_per_token(self.precision)
+
+    def read_bytes(self, view: StepView) -> int:
+        """Return the bytes that the kernels of a step read at least: weights, keys and values, the head if sampled."""
+        sampled = any(shape.sampled for shape in (view.prefill, view.decode) if shape is not None)
+        return self.active_weight_bytes + (self.head_bytes if sampled else 0) + self.kv_read_bytes(view)
 
     def layer_blocks(self, first: int = 0, count: int | None = None) -> list[tuple[str, int]]:
         """Return (label, number) of the runs of equal layers to lower as one: each layer when unrolled."""

@@ -151,6 +151,6 @@ class Lia(HostComputeSystem):
         return {"decode_vector": list(self.policy.decide(seen).vector)}
 
     def floor_s(self, view: StepView) -> float:
-        read = self.active_weight_bytes - self.head_bytes + self.kv_read_bytes(view)
+        read = self.active_weight_bytes + self.kv_read_bytes(view)
         # Each byte is read by the CPU or copied over the link; the faster of the two bounds both together.
         return max(0, read) / (self.cpu.memory_bytes_per_s + self.config.pcie.peak_gbs * 1e9)

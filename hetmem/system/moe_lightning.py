@@ -228,7 +228,7 @@ class MoeLightning(HostComputeSystem):
             graph = GraphBuilder()
             start = graph.join()
             stages = [*[Stage("layer", "load.layer")] * self.model.n_layers, Stage("head", None)]
-            end = stream(graph, stages, [self.copy_path(self.config.pcie.path())], DEPTH, start, 0, 0)
+            end = stream(graph, stages, [self.copy_path(self.config.pcie.path())], [DEPTH], start)
             down = self.copy_path(self.config.pcie.path(direction="d2h"), "d2h").hops
             graph.join((end, graph.transfer("kv-out", down, start)))
             self.templates["prefill"] = graph.build()

@@ -5,13 +5,17 @@ read, which is neglected.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import ClassVar
+
+from attrs import evolve
 
 from hetmem.engine.graph import Cost, TaskGraph, Template
 from hetmem.engine.step import Plan, StepView
 from hetmem.engine.swap import KvMoves
 from hetmem.errors import CapacityError, UnsupportedError
 from hetmem.hardware.config import HostMemory
+from hetmem.hardware.cpu import CpuSpec
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.link import LinkPath
 from hetmem.hardware.machine import Machine, Memory, Unit
@@ -53,6 +57,12 @@ class OffloadSystem(System):
             *host_units(config.cpu, config.host),
         )  # fmt: skip
         return Machine(units, (*gpu_memories(config), *host_memories(config.host)), base_w=config.base_w)
+
+    @cached_property
+    def host_cpu(self) -> CpuSpec | None:
+        """The host processor, which reads the machine's memory no faster than either of the two allows."""
+        cpu = self.config.cpu
+        return None if cpu is None else evolve(cpu, memory_gbs=min(cpu.memory_gbs, self.host.system.peak_gbs))
 
     def commit(self, plan: Plan) -> None:
         """Count what the SSD will read and write."""

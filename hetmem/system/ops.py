@@ -161,7 +161,10 @@ class GpuOps:
 
     def _attend(self, name: str, kernels: tuple[Kernel, ...], call: Call) -> Op:
         share = self.shards
-        return Op(name, sum(k.flops for k in kernels) / share, sum(k.bytes for k in kernels) / share, 0.0, call)
+        kv = sum(k.kv_read_bytes + k.kv_write_bytes for k in kernels)
+        # A KV head is not split: of more GPUs than KV heads, several read the same one.
+        n_bytes = (sum(k.bytes for k in kernels) - kv) / share + kv * self.kv_heads / self.model.n_kv_heads
+        return Op(name, sum(k.flops for k in kernels) / share, n_bytes, 0.0, call)
 
     def _decodes(self, shape: StepShape) -> DecodeAttention:
         # Several new tokens of a sequence are more queries per KV head.

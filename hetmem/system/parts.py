@@ -73,7 +73,7 @@ def dimm_units(pool: NdpDimms) -> tuple[Unit, ...]:
     for dimm in range(pool.count):
         ends = (f"dimm{dimm}",)
         units += [
-            Unit(f"dimm{dimm}.dram", "ndp-dimm", 0.0, 0.0, ends),
+            Unit(f"dimm{dimm}.dram", "ndp-dimm", 0.0, 0.0, ends, pool.access_counted),
             Unit(f"dimm{dimm}.core", "ndp-core", pool.core_w, pool.core_w, ends),
         ]
     return tuple(units)

@@ -54,9 +54,9 @@ class PowerInfer(OffloadSystem):
     def __init__(self, setup: Setup) -> None:
         require_neurons(self, setup)
         super().__init__(setup)
-        if self.config.cpu is None:
+        if self.host_cpu is None:
             raise UnsupportedError(self.name, "needs a host processor, and the machine has none")
-        self.cpu = self.config.cpu
+        self.cpu = self.host_cpu
         self.neurons = NeuronModel(setup)
         self.late = self.neurons.config.misses == "late"
         groups = self.model.layer_bytes(self.precision)
@@ -192,7 +192,7 @@ class PowerInfer(OffloadSystem):
                     self.copy_path(self.config.prefill_path()),
                     self.copy_path(self.config.prefill_path("d2h"), "d2h"),
                 )
-                at = stream(graph, stages, [path], PREFETCH, at, warm=0, ahead=0)
+                at = stream(graph, stages, [path], [PREFETCH], at)
                 at = graph.transfer("kv.write", back.hops, at, lag_ps=back.lag_ps)
             if decode:
                 for layer in range(self.model.n_layers):

@@ -59,6 +59,9 @@ class Resident(System):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.shards = self.config.shards
+        if self.model.n_heads % self.shards:
+            problem = f"the {self.model.n_heads} heads of {self.model.id} cannot be split over {self.shards} GPUs"
+            raise UnsupportedError(self.name, problem)
         self.ops = GpuOps(self.model, self.precision, self.config.gpu_law, self.shards, setup.attention)
         self.stages = self._stages()
         self.tier = None if self.config.host is None else HostTier(self.config, self.config.host)
@@ -235,8 +238,7 @@ class Resident(System):
         ]
 
     def floor_s(self, view: StepView) -> float:
-        read = self.active_weight_bytes + self.kv_read_bytes(view)
-        return read / (self.shards * self.config.gpu.memory_bytes_per_s)
+        return self.read_bytes(view) / (self.shards * self.config.gpu.memory_bytes_per_s)
 
 
 def _name(run: list[Op]) -> str:
