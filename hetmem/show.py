@@ -11,7 +11,7 @@ from hetmem import catalog
 from hetmem.errors import UnknownNameError
 from hetmem.hardware.config import ASSUMPTIONS
 from hetmem.hardware.dram import memory
-from hetmem.study.compare import Comparison, Report
+from hetmem.study.compare import DEFAULT_SYSTEMS, Comparison, Report
 from hetmem.study.metrics import METRICS, metric
 from hetmem.study.reproduce import Row
 from hetmem.study.scenario import POLICIES, Scenario
@@ -165,6 +165,10 @@ def comparison(result: Comparison) -> None:
     out.print(grid)
     if len(result.rows) == 1 and result.rows[0]["refused"] is None:
         out.print(_served(result.rows[0]))
+    shown = {row["system"] for row in result.rows}
+    if shown == {system.name for system in DEFAULT_SYSTEMS}:
+        others = ", ".join(system.name for system in SYSTEMS if system.slow)
+        out.print(f"not run unless named, for they are simulated neuron by neuron, which takes minutes: {others}")
     for reason in dict.fromkeys(row["refused"] for row in result.rows if row["refused"] is not None):
         out.print(f"refused: {reason}")
     for name, components in result.not_counted.items():

@@ -22,6 +22,8 @@ MEASURED = (
     "carbon_embodied_g_per_token", "cost_usd_per_mtoken", "ssd", "unknown", "ttft_s", "tpot_s", "latency_s",
     "time_share", "bound", "requests", *SERVED,
 )  # fmt: skip
+#: What a comparison without names runs: every system whose simulation takes seconds.
+DEFAULT_SYSTEMS = tuple(system for system in SYSTEMS if not system.slow)
 Report = Callable[[Scenario, float, int], None]
 
 
@@ -82,7 +84,7 @@ def compare(
     Parameters
     ----------
     systems
-        Names or classes, or one alone; by default every system.
+        Names or classes, or one alone; by default every system that is not slow to simulate.
     assumptions, dimm_presets
         The sets to run under, or one alone; a system without DIMMs has no preset.
     settings
@@ -102,7 +104,7 @@ def compare(
         systems = [systems]
     presets = [dimm_presets] if isinstance(dimm_presets, str) else list(dimm_presets)
     sets = [assumptions] if isinstance(assumptions, str) else list(assumptions)
-    chosen = [system_class(name) if isinstance(name, str) else name for name in systems or SYSTEMS]
+    chosen = [system_class(name) if isinstance(name, str) else name for name in systems or DEFAULT_SYSTEMS]
     orphans = {role for role in options.get("policies") or {} if not any(_has_role(cls, role) for cls in chosen)}
     asked = [
         scenario(cls, model=model, workload_=workload, assumptions=assumed, dimm_preset=preset, **given)
