@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ MANY = 5  # entries from which on one table holds them all
 DEVICE_KINDS = ("gpus", "cpus", "dram", "links", "ssds", "ndp", "pim_stacks", "pim_levels", "attention_links")
 SHOWN_FAILURES = 5
 RATE_WINDOW_S = 300.0
-WIDTH = 190  # of a table that goes into a file or a pipe
+WIDTH = 240  # of a table that goes into a file or a pipe
 
 
 def console() -> "Console":
@@ -175,8 +175,20 @@ def comparison(result: Comparison) -> None:
         out.print(f"energy of {name} does not count: {', '.join(components)}")
     if any("base" in components for components in result.not_counted.values()):
         out.print("base: the rest of the node, such as its board, fans and power supplies")
-    for name, reasons in result.unknown.items():
-        out.print(f"not known of {name}: {'; '.join(reasons)}")
+    for reason, whats in _by_reason(result.unknown.values()).items():
+        out.print(f"{reason}: {', '.join(whats)}")
+
+
+def _by_reason(lists: Iterable[Iterable[str]]) -> dict[str, list[str]]:
+    """Return, for each reason why a figure is null, what it is given for: ``"what: reason"`` by reason, each once."""
+    grouped: dict[str, list[str]] = {}
+    for lines in lists:
+        for line in lines:
+            what, _, reason = line.partition(": ")
+            known = grouped.setdefault(reason, [])
+            if what not in known:
+                known.append(what)
+    return grouped
 
 
 def _title(result: Comparison) -> str:
