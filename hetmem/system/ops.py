@@ -116,14 +116,16 @@ class GpuOps:
         parts = tuple(kernels)
         share = 1 if name in REPLICATED else self.shards
         flops, n_bytes, weights = (sum(getattr(k, what) for k in parts) for what in ("flops", "bytes", "weight_bytes"))
-        call = self._call(name, shape)
+        call, whole, kv = self._call(name, shape), 0.0, sum(k.kv_read_bytes + k.kv_write_bytes for k in parts)
         if isinstance(call, Gemm):  # every GPU reads or writes the whole residual stream of the tokens
             width = self.precision.activation_bits / 8
             whole = min(call.m * call.groups * self.model.d_model * width, n_bytes)
-            n_bytes = (n_bytes - whole) / share + whole
-        else:
-            n_bytes /= share
-        return Op(name, flops / share, n_bytes, weights / share, call)
+        return Op(name, flops / share, self._per_gpu(n_bytes - whole, kv, share) + whole, weights / share, call)
+
+    def _per_gpu(self, n_bytes: float, kv: float, share: int) -> float:
+        """Return what one of ``share`` GPUs moves; a KV head is not split, so several may move the same one."""
+        heads = self.model.n_kv_heads
+        return (n_bytes - kv) / share + kv * -(-heads // share) / heads
 
     def price(self, op: Op, times: int = 1) -> tuple[Cost, Cost]:
         """Return what the compute and the memory leg of ``times`` launches of ``op`` cost."""
@@ -162,8 +164,7 @@ class GpuOps:
     def _attend(self, name: str, kernels: tuple[Kernel, ...], call: Call) -> Op:
         share = self.shards
         kv = sum(k.kv_read_bytes + k.kv_write_bytes for k in kernels)
-        # A KV head is not split: of more GPUs than KV heads, several read the same one.
-        n_bytes = (sum(k.bytes for k in kernels) - kv) / share + kv * self.kv_heads / self.model.n_kv_heads
+        n_bytes = self._per_gpu(sum(k.bytes for k in kernels), kv, share)
         return Op(name, sum(k.flops for k in kernels) / share, n_bytes, 0.0, call)
 
     def _decodes(self, shape: StepShape) -> DecodeAttention:

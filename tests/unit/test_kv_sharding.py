@@ -20,7 +20,8 @@ def test_gpus_share_kv_heads_when_there_are_more_of_them():
         whole = sum(kernel.activation_bytes for kernel in attention(spec, shape, FP16))
         assert ops["attention.decode"].n_bytes == pytest.approx(float(kv * share) + whole / gpus, rel=1e-12)
         (qkv,) = (k for k in layer_kernels(spec, shape, FP16) if k.name == "qkv")
-        rest = (qkv.bytes - qkv.kv_write_bytes) / gpus
+        stream = 4 * spec.d_model * 2  # of the four tokens, which every GPU reads whole
+        rest = (qkv.bytes - stream - qkv.kv_write_bytes) / gpus + stream
         assert ops["qkv"].n_bytes == pytest.approx(rest + float(qkv.kv_write_bytes * share), rel=1e-12)
 
 
