@@ -1,7 +1,7 @@
 """The command line: ``hetmem run``, ``compare``, ``sweep``, ``search``, ``reproduce``, ``list`` and ``show``.
 
 Results go to standard output, progress and errors to standard error. Bad input, a run whose model does not fit and
-a comparison in which every system refuses end with status 2.
+a comparison in which every system refuses end with status 2; a broken conservation law and a deadlock with status 3.
 """
 
 import json
@@ -15,9 +15,10 @@ from cyclopts import Parameter
 
 from hetmem import plot_search, show
 from hetmem._version import __version__
-from hetmem.errors import ConfigError, HetmemError
+from hetmem.errors import ConfigError, ConservationError, DeadlockError, HetmemError
 from hetmem.hardware.config import ASSUMPTIONS
 from hetmem.hardware.ndp import PRESETS
+from hetmem.monitor.save import check_target
 from hetmem.options import Asked, Options, Places
 from hetmem.study.compare import Comparison, compare
 from hetmem.study.point import grid as expand
@@ -42,7 +43,7 @@ ASKED = Asked()
 
 @app.command(name="run")
 def run_command(
-    system: str, /, *, options: Options = DEFAULTS, assumptions: Sets = "fair", dimm_preset: DimmPresets = "datasheet"
+    system: str, /, *, options: Options = DEFAULTS, assumptions: Sets = "fair", dimm_preset: DimmPresets | None = None
 ) -> int:
     """Run one system.
 
@@ -53,10 +54,10 @@ def run_command(
     assumptions
         Which rates the run believes: the papers' own, the measured ones, or both in turn.
     dimm_preset
-        Which reading of the NDP-DIMMs.
+        Which reading of the NDP-DIMMs; datasheet unless told otherwise.
     """
-    _require_parts(system, options)
-    result = _compare([system], options, assumptions, dimm_preset)
+    _require_parts(system, options, dimm_preset)
+    result = _compare([system], options, assumptions, dimm_preset or PRESETS[1])
     if result.all_refused:
         raise ConfigError(system, str(result.rows[0]["refused"]).removeprefix(f"{system}: "))
     _finish(result, options)
@@ -165,7 +166,9 @@ def search_command(
 
 
 @app.command(name="reproduce")
-def reproduce_command(name: str, /, *, json: Annotated[bool, Parameter(negative=())] = False) -> int:
+def reproduce_command(
+    name: str, /, *, json: Annotated[bool, Parameter(negative=())] = False, plot: Path | None = None
+) -> int:
     """Print a paper's results beside the simulator's, each with a verdict.
 
     Parameters
@@ -174,11 +177,15 @@ def reproduce_command(name: str, /, *, json: Annotated[bool, Parameter(negative=
         What to reproduce, such as hermes-baselines.
     json
         Print JSON.
+    plot
+        Image of published and simulated results, where the reproduction has one.
     """
-    from hetmem.study.reproduce import as_json, reproduce
+    from hetmem.study.reproduce import as_json, draw, reproduce
 
     with show.waiting(f"reproducing {name}"):
         rows = reproduce(name)
+        if plot is not None:
+            draw(name, plot)
     if json:
         _print_json(as_json(rows))
     else:
@@ -186,9 +193,54 @@ def reproduce_command(name: str, /, *, json: Annotated[bool, Parameter(negative=
     return 0
 
 
+@app.command(name="calibrate")
+def calibrate_command(
+    table: Path, /, *, device: str,
+    where: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = (),
+    shapes: Path | None = None,
+    hold_out: Annotated[tuple[str, ...], Parameter(negative=(), consume_multiple=False)] = (),
+    out: Path | None = None, plot: Path | None = None, stack: str = "user",
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:  # fmt: skip
+    """Fit the kernel laws of a GPU to measured kernel times, with cross-validated error.
+
+    Parameters
+    ----------
+    table
+        CSV with the columns m,n,k,time_us or batch,n_q,n_kv,head_dim,kv_len,time_us, or of a known profile.
+    device
+        Id of the GPU, whose datasheet supplies the peaks.
+    where
+        Condition for rows to use, such as gpu=a100, n>=1024 or batch%8=0; repeatable.
+    shapes
+        CSV with the dimensions of the models that the table names; by default from the catalogue.
+    hold_out
+        Condition for rows to test on and not to fit, such as model=internlm-20b; repeatable.
+    out
+        TOML file for the device entry; a catalogue folder's kernel_laws.toml is used from then on.
+    plot
+        Image of predicted over measured times.
+    stack
+        Name of the software stack that was measured.
+    json
+        Print JSON.
+    """
+    from hetmem.study.calibrate import calibrate
+
+    with show.waiting(f"calibrating {device}"):
+        found = calibrate(table, device, where, shapes, hold_out, out, plot, stack=stack)
+    if json:
+        _print_json(found.as_dict())
+    else:
+        show.calibration(found)
+    return 0
+
+
 @app.command(name="list")
 def list_command(
-    what: Literal["systems", "models", "devices", "workloads", "policies", "metrics", "reproductions"], /, *,
+    what: Literal[
+        "systems", "models", "devices", "machines", "workloads", "policies", "assumptions", "metrics", "reproductions"
+    ], /, *,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:  # fmt: skip
     """List what there is.
@@ -257,6 +309,9 @@ def main(words: Sequence[str] | None = None) -> None:
     except cyclopts.CycloptsError as error:
         _complain(" ".join(str(error).split()))
         status = 2
+    except (ConservationError, DeadlockError) as error:
+        _complain(f"{error}\nthis is a bug in hetmem or in a policy, please report it")
+        status = 3
     except HetmemError as error:
         _complain(str(error))
         status = 2
@@ -270,8 +325,8 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _compare(systems: list[str], options: Options, assumptions: str, preset: str) -> Comparison:
-    if options.save is not None and options.save.exists() and any(options.save.iterdir()):
-        raise ConfigError("save", f"{options.save} exists and is not empty")
+    if options.save is not None:
+        check_target(options.save)
     with show.progress() as report:
         return compare(
             systems or None,
@@ -297,14 +352,16 @@ def _slug(asked: Scenario) -> str:
     return "_".join(part for part in (asked.system.name, asked.assumptions, asked.dimm_preset) if part)
 
 
-def _require_parts(system: str, options: Options) -> None:
+def _require_parts(system: str, options: Options, preset: str | None) -> None:
     from hetmem.system import system_class
 
-    for name, value in (("dimms", options.dimms), ("multipliers", options.multipliers)):
+    for name, value in (
+        ("dimms", options.dimms), ("multipliers", options.multipliers), ("dimm-preset", preset)
+    ):  # fmt: skip
         if value is not None and not system_class(system).has_dimms:
             raise ConfigError(name, f"{system} has no NDP-DIMMs")
-    for name, asked in (("gpu", options.gpu), ("gpus", options.gpus)):
-        if asked is not None and not system_class(system).has_gpus:
+    for name in ("gpu", "gpus", "tp", "pp", "stack"):
+        if getattr(options, name) is not None and not system_class(system).has_gpus:
             raise ConfigError(name, f"{system} has no GPU")
 
 

@@ -44,6 +44,20 @@ class UnknownNameError(HetmemError):
         return f"unknown {self.kind} {self.name!r}{suggestion(self.name, self.known)}"
 
 
+class RangeError(HetmemError):
+    """A quantity beyond what its column holds: ``RangeError(quantity, most)``, the most that it holds in words."""
+
+    def __init__(self, quantity: str, most: str) -> None:
+        super().__init__(quantity, most)
+        self.quantity, self.most = quantity, most
+
+    def __str__(self) -> str:
+        return (
+            f"{self.quantity}: more than {self.most}; is a rate or a size of the configuration off by orders "
+            "of magnitude?"
+        )
+
+
 class WorkloadError(HetmemError):
     """A trace or length table that cannot be read: ``WorkloadError(where, problem)``."""
 
@@ -58,18 +72,24 @@ class WorkloadError(HetmemError):
 class CapacityError(HetmemError):
     """A memory that cannot hold what was asked: ``CapacityError(memory, asked, free, capacity, held)``.
 
-    ``asked``, ``free`` and ``capacity`` are bytes; ``held`` names the owners and their bytes.
+    ``asked``, ``free`` and ``capacity`` are bytes; ``held`` names the owners and their bytes. ``nominal`` is what
+    the device has where only a part of it, the ``capacity``, is used.
     """
 
-    def __init__(self, memory: str, asked: int, free: int, capacity: int, held: tuple[tuple[str, int], ...]) -> None:
-        super().__init__(memory, asked, free, capacity, held)
+    def __init__(
+        self, memory: str, asked: int, free: int, capacity: int, held: tuple[tuple[str, int], ...],
+        nominal: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(memory, asked, free, capacity, held, *(() if nominal is None else (nominal,)))
         self.memory, self.asked, self.free, self.capacity, self.held = memory, asked, free, capacity, held
+        self.nominal = nominal
 
     def __str__(self) -> str:
         held = ", ".join(f"{owner} {n / 1e9:.2f} GB" for owner, n in self.held) or "nothing"
+        usable = "" if self.nominal is None else f" usable of {self.nominal / 1e9:.2f} GB"
         return (
             f"{self.memory}: {self.asked / 1e9:.2f} GB asked, {self.free / 1e9:.2f} GB free of "
-            f"{self.capacity / 1e9:.2f} GB (holds {held})"
+            f"{self.capacity / 1e9:.2f} GB{usable} (holds {held})"
         )
 
 

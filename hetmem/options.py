@@ -11,6 +11,15 @@ from hetmem.study.executors import DaskExecutor, Executor, ProcessExecutor, Seri
 from hetmem.study.point import FIELDS, POLICY
 from hetmem.workload import fixed
 
+Preempt = Literal["recompute", "swap"]
+Composition = Literal["sum", "mixed"]
+
+# Options of serving and parallelism, by the names that simulate() knows as well.
+SERVING = (
+    "tp", "pp", "stack", "token_budget", "kv_blocks", "block_size", "preempt", "swap_to", "admission", "host_step_us",
+    "attention", "kv_memory", "prefix_reuse",
+)  # fmt: skip
+
 
 @Parameter(name="*")
 @frozen(kw_only=True)
@@ -24,13 +33,15 @@ class Asked:
     workload
         A name of `hetmem list workloads`, or a trace or length table (CSV or JSONL, .gz too).
     batch
-        Size of a static batch; the most sequences at once when requests arrive over time.
+        Size of a static batch; the most sequences at once when requests arrive over time. By default 4, and 1 with
+        --prompt and --output.
     prompt
         Tokens of every prompt, with --output: a fixed workload instead of --workload.
     output
         Tokens generated for every request, with --prompt.
     requests
-        Number of requests.
+        Number of requests. By default 8 of a workload by name, all of a file's, and one batch with --prompt and
+        --output.
     rate
         Requests per second of a Poisson process; without it all are present at the start, or as the trace says.
     gpu
@@ -84,6 +95,32 @@ class Options(Asked):
 
     Attributes
     ----------
+    tp
+        GPUs that share a layer by tensor parallelism; by default all of a stage.
+    pp
+        Pipeline stages; --tp times --pp is the number of GPUs.
+    stack
+        Software stack whose measured kernel times hold, such as vidur or vllm-0.14.
+    token_budget
+        The most new tokens of a step: longer prompts are processed in chunks.
+    kv_blocks
+        Blocks of the KV cache; by default 0.9 of the free memory.
+    block_size
+        Tokens of a KV block.
+    preempt
+        Whether a sequence whose blocks are needed is computed again or swapped out.
+    swap_to
+        Memory that sequences are swapped to, with --preempt swap: by default host.
+    admission
+        Order in which requests are admitted: fcfs, or shortest for the shortest prompt first.
+    host_step_us
+        Microseconds of the engine's own work per step, before its kernels.
+    attention
+        Attention of a step with prefill and decodes: a kernel each (sum), or one for all (mixed).
+    kv_memory
+        Memory of the KV cache: host puts it in host DRAM.
+    prefix_reuse
+        Reuse prompt blocks that others have computed, where a trace names them by hash.
     machine
         Another machine preset, such as m2cache-70b.
     carbon_grid
@@ -95,6 +132,19 @@ class Options(Asked):
         Print JSON.
     """
 
+    tp: int | None = None
+    pp: int | None = None
+    stack: str | None = None
+    token_budget: int | None = None
+    kv_blocks: int | None = None
+    block_size: int | None = None
+    preempt: Preempt | None = None
+    swap_to: str | None = None
+    admission: str | None = None
+    host_step_us: float | None = None
+    attention: Composition | None = None
+    kv_memory: str | None = None
+    prefix_reuse: bool | None = None
     machine: str | None = None
     carbon_grid: str | None = None
     save: Path | None = None
@@ -114,6 +164,7 @@ class Options(Asked):
             "multipliers": self.multipliers, "policies": _pairs("policy", self.policy),
             "settings": _pairs("set", self.set_), "truncate": self.truncate, "seed": self.seed,
             "engine": self.engine,
+            **{name: getattr(self, name) for name in SERVING},
         }  # fmt: skip
 
 

@@ -2,14 +2,16 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hetmem import catalog
 from hetmem.errors import UnknownNameError
-from hetmem.study.compare import Comparison, Report
+from hetmem.hardware.config import ASSUMPTIONS
+from hetmem.hardware.dram import memory
+from hetmem.study.compare import DEFAULT_SYSTEMS, Comparison, Report
 from hetmem.study.metrics import METRICS, metric
 from hetmem.study.reproduce import Row
 from hetmem.study.scenario import POLICIES, Scenario
@@ -23,11 +25,13 @@ from hetmem.system import SYSTEMS
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hetmem.study.calibrate import Calibration
+
 MANY = 5  # entries from which on one table holds them all
 DEVICE_KINDS = ("gpus", "cpus", "dram", "links", "ssds", "ndp", "pim_stacks", "pim_levels", "attention_links")
 SHOWN_FAILURES = 5
 RATE_WINDOW_S = 300.0
-WIDTH = 190  # of a table that goes into a file or a pipe
+WIDTH = 240  # of a table that goes into a file or a pipe
 
 
 def console() -> "Console":
@@ -159,24 +163,59 @@ def comparison(result: Comparison) -> None:
             grid.add_row(*names, *_cells(row))
     out = console()
     out.print(grid)
+    if len(result.rows) == 1 and result.rows[0]["refused"] is None:
+        out.print(_served(result.rows[0]))
+    shown = {row["system"] for row in result.rows}
+    if shown == {system.name for system in DEFAULT_SYSTEMS}:
+        others = ", ".join(system.name for system in SYSTEMS if system.slow)
+        out.print(f"not run unless named, for they are simulated neuron by neuron, which takes minutes: {others}")
     for reason in dict.fromkeys(row["refused"] for row in result.rows if row["refused"] is not None):
         out.print(f"refused: {reason}")
     for name, components in result.not_counted.items():
         out.print(f"energy of {name} does not count: {', '.join(components)}")
-    for name, reasons in result.unknown.items():
-        out.print(f"not known of {name}: {'; '.join(reasons)}")
+    if any("base" in components for components in result.not_counted.values()):
+        out.print("base: the rest of the node, such as its board, fans and power supplies")
+    for reason, whats in _by_reason(result.unknown.values()).items():
+        out.print(f"{reason}: {', '.join(whats)}")
+
+
+def _by_reason(lists: Iterable[Iterable[str]]) -> dict[str, list[str]]:
+    """Return, for each reason why a figure is null, what it is given for: ``"what: reason"`` by reason, each once."""
+    grouped: dict[str, list[str]] = {}
+    for lines in lists:
+        for line in lines:
+            what, _, reason = line.partition(": ")
+            known = grouped.setdefault(reason, [])
+            if what not in known:
+                known.append(what)
+    return grouped
 
 
 def _title(result: Comparison) -> str:
     first = result.rows[0]
     parts = [str(first["model"]), f"workload {first['workload']}"]
-    for run in result.runs:
-        if run is not None:
-            size = run.configuration["serving"]["batch"]
-            static = run.scenario.batching() == "static"
-            parts.append(f"static batches of {size}" if static else f"at most {size} sequences at once")
-            break
+    asked = result.asked[0]
+    size = asked.configuration().serving.batch
+    parts.append(f"static batches of {size}" if asked.batching() == "static" else f"at most {size} sequences at once")
     return ", ".join([*parts, f"seed {result.seed}"])
+
+
+def _served(row: dict[str, Any]) -> str:
+    """Return how a single run was served, in a line."""
+    blocks, batch, parts = row["kv_blocks"], row["batch"], []
+    if row["stack"] is not None:
+        parts.append(f"kernel times of {row['stack']}, attention composed as {row['attention']}")
+    parts += [
+        f"{row['steps']:,} steps in {_short(row['makespan_s'])} s",
+        f"{_short(batch['mean'])} sequences a step (at most {batch['max']})",
+        f"{blocks['peak']:,} of {blocks['total']:,} KV blocks",
+        f"{row['preemptions']:,} preemptions",
+    ]
+    if row["refused_on_arrival"]:
+        parts.append(f"{row['refused_on_arrival']:,} refused on arrival")
+    if row["prefix_blocks"] is not None:
+        parts.append(f"{row['prefix_blocks']['reused']:,} of {row['prefix_blocks']['asked']:,} prefix blocks reused")
+    return "; ".join(parts)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -273,8 +312,37 @@ def _tolerance(row: Row) -> str:
     return f"±{row.tolerance:.0%}"
 
 
+def calibration(found: "Calibration") -> None:
+    """Print the laws that were fitted, their parameters, and their errors beside the naive roofline's."""
+    from rich.table import Table
+
+    out = console()
+    laws = Table(title=f"{found.device}, stack {found.stack}: {found.table} ({found.form})", title_justify="left")
+    for head in ("kernel", "law", "parameters (* on a bound)", "cross-validated\nmedian / p90 %", "rows"):
+        laws.add_column(head)
+    errors = Table(title="errors, median / p90 %", title_justify="left")
+    for head in ("kernel and size", "rows of", "law", "roofline + 5 us", "rows"):
+        errors.add_column(head)
+    told = found.as_dict()
+    for name, one in told["kernels"].items():
+        marks = ((key, _short(value) if isinstance(value, float) else str(value), "*" * (key in one["at_bound"]))
+                 for key, value in one["parameters"].items())  # fmt: skip
+        values, crossed = ", ".join(f"{k} {v}{m}" for k, v, m in marks), one["cross_validated"]
+        laws.add_row(name, one["law"], values, _error(crossed), str(crossed["rows"]))
+    for group in ("fitted", "held_out"):
+        for name, one in told[group].items():
+            law, naive = one["law"], one["naive"]
+            errors.add_row(name, group.replace("_", " "), _error(law), _error(naive), str(law["rows"]))
+    out.print(laws)
+    out.print(errors)
+
+
+def _error(one: dict[str, Any]) -> str:
+    return f"{one['median_pct']:.1f} / {one['p90_pct']:.1f}"
+
+
 def listing(what: str) -> list[dict[str, Any]]:
-    """Return the rows of ``hetmem list``: systems, models, devices, workloads, policies, metrics, reproductions."""
+    """Return the rows of ``hetmem list``: systems, models, devices, machines and the others of the command line."""
     return _LISTS[what]()
 
 
@@ -311,11 +379,12 @@ def facts(name: str) -> list[dict[str, Any]]:
     """
     wanted = catalog.normalize(name)
     found = [_system_facts(system) for system in SYSTEMS if catalog.normalize(system.name) == wanted]
+    shown = {one["machine"]["id"] for one in found}
     found += [
         _entry_facts(catalog.entry(kind, known))
         for kind in catalog.kinds()
         for known in catalog.ids(kind)
-        if catalog.normalize(known) == wanted
+        if catalog.normalize(known) == wanted and not (kind == "machines" and known in shown)
     ]
     kinds = ("carbon", "prices") if wanted == "carbon" else tuple(k for k in catalog.kinds() if k == wanted)
     found += [_entry_facts(catalog.entry(kind, known)) for kind in kinds for known in catalog.ids(kind)]
@@ -399,7 +468,57 @@ def _list_models() -> list[dict[str, Any]]:
 
 
 def _list_devices() -> list[dict[str, Any]]:
-    return [{"device": name, "kind": kind} for kind in DEVICE_KINDS for name in catalog.ids(kind)]
+    rows: list[dict[str, Any]] = []
+    for kind in DEVICE_KINDS:
+        for name in catalog.ids(kind):
+            values = catalog.entry(kind, name).values()
+            if kind == "dram":  # its rate follows from clock, burst and width
+                values["peak_gbs"] = memory(name).peak_gbs
+            rows.append(
+                {
+                    "device": name, "kind": kind,
+                    **{head: _first(values, scales) for head, scales in _DEVICE_COLUMNS.items()},
+                }
+            )  # fmt: skip
+    return rows
+
+
+# Of a device: columns of the list, and the keys that may hold them, each with how many of its unit make the column's.
+_DEVICE_COLUMNS = {
+    "peak TFLOP/s": {"fp16_tflops": 1.0, "fp32_tflops": 1.0},
+    "peak GB/s": {
+        "memory_gbs": 1.0, "peak_gbs": 1.0, "read_gbs": 1.0, "bytes_per_s": 1e9, "external_bytes_per_s": 1e9,
+    },
+    "capacity GB": {"capacity_gb": 1.0, "capacity_bytes": 1e9},
+}  # fmt: skip
+
+
+def _first(values: dict[str, Any], scales: dict[str, float]) -> float | None:
+    return next((round(values[key] / scale, 3) for key, scale in scales.items() if key in values), None)
+
+
+def _list_machines() -> list[dict[str, Any]]:
+    rows = []
+    for name in catalog.ids("machines"):
+        values = catalog.entry("machines", name).values()
+        users = ", ".join(system.name for system in SYSTEMS if system.preset == name)
+        rows.append(
+            {"machine": name, "GPU": values.get("gpu"), "GPUs": values.get("gpus"), "default of": users or None}
+        )
+    return rows
+
+
+def _list_assumptions() -> list[dict[str, Any]]:
+    return [
+        {
+            "assumption set": name,
+            "what": _ASSUMED.get(name, f"what {ASSUMPTIONS[0]} means on some machines; not chosen by name"),
+        }
+        for name in catalog.ids("assumptions")
+    ]
+
+
+_ASSUMED = dict(zip(ASSUMPTIONS, ("the papers' own rates", "measured rates, the same for every system"), strict=True))
 
 
 def _list_workloads() -> list[dict[str, Any]]:
@@ -429,6 +548,8 @@ _LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "systems": _list_systems,
     "models": _list_models,
     "devices": _list_devices,
+    "machines": _list_machines,
+    "assumptions": _list_assumptions,
     "workloads": _list_workloads,
     "policies": _list_policies,
     "metrics": _list_metrics,

@@ -8,8 +8,12 @@ import math
 import re
 from decimal import Decimal
 
+from hetmem.errors import RangeError
+
 PS_PER_S = 1_000_000_000_000
 FJ_PER_J = 1_000_000_000_000_000
+MAX_PS = 2**63 - 1  # the last tick that an int64 column holds
+MAX_PS_WORDS = "the 106 days that picoseconds in 64 bits hold"
 FJ_PER_PS_PER_W = 1000  # 1 W = 1e15 fJ / 1e12 ps
 _ROUNDING = 1 - 2.0**-51  # twice what a division and a multiplication may be off, of 53 bits
 
@@ -65,8 +69,16 @@ def to_ps(seconds: float) -> int:
 
     The rounding error of the product is forgiven, so that up to 1000 s a value computed back from
     ticks returns to them.
+
+    Raises
+    ------
+    RangeError
+        When the duration is longer than :data:`MAX_PS`, or no number.
     """
-    return math.ceil(seconds * PS_PER_S * _ROUNDING)
+    ticks = seconds * PS_PER_S * _ROUNDING
+    if not ticks < MAX_PS:
+        raise RangeError(f"a duration of {seconds:.3g} s", MAX_PS_WORDS)
+    return math.ceil(ticks)
 
 
 def to_s(ps: int) -> float:
@@ -75,8 +87,11 @@ def to_s(ps: int) -> float:
 
 
 def to_fj(joules: float) -> int:
-    """Return ``joules`` in femtojoules, rounded to the nearest."""
-    return round(joules * FJ_PER_J)
+    """Return ``joules`` in femtojoules, rounded to the nearest; :class:`RangeError` when that is not finite."""
+    fj = joules * FJ_PER_J
+    if not math.isfinite(fj):
+        raise RangeError(f"an energy of {joules:.3g} J", "a floating-point number holds")
+    return round(fj)
 
 
 def to_j(fj: int) -> float:

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the table and write the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="llama2-70b")
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--layers", type=int, default=8, help="of the model; too few cannot show its skew")
     parser.add_argument("--group", type=int, default=1, help="neurons handled as one")
     parser.add_argument("--run", type=int, default=512, help="neurons of like frequency on one DIMM at the start")
     parser.add_argument("--output", type=int, default=82)

@@ -137,6 +137,8 @@ def _entries(kind: str) -> dict[str, Entry]:
     if kind not in _loaded:
         paths = [_HERE / f"{kind}.toml"]
         if extra := os.environ.get("HETMEM_CATALOG"):
+            if not Path(extra).is_dir():
+                raise ConfigError("HETMEM_CATALOG", f"{extra} is not a folder")
             paths.append(Path(extra) / f"{kind}.toml")
         found: dict[str, Entry] = {}
         for path in paths:

@@ -99,9 +99,11 @@ class Executor:
             When a server has not served the bytes that were submitted to it.
         """
         if self.outstanding:
-            raise DeadlockError(tuple(
-                line for sub in self.outstanding.values() for line in waiting_lines(sub.graph, sub.rank, sub.done)
-            ))
+            raise DeadlockError(
+                tuple(
+                    line for sub in self.outstanding.values() for line in waiting_lines(sub.graph, sub.rank, sub.done)
+                )
+            )
         for name, server in self.servers.items():
             if server.bytes != self._asked_bytes[name]:
                 raise ConservationError(

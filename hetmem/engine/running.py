@@ -15,7 +15,11 @@ from hetmem.workload.speculation import TokenCount
 
 @define(slots=True, eq=False)
 class Sequence:
-    """One request in progress. While it decodes, ``computed`` and ``generated`` are those of when it joined."""
+    """One request in progress. While it decodes, ``computed`` and ``generated`` are those of when it joined.
+
+    Of the hashes ``prefix`` of its prompt the first ``cached`` are known to the prefix cache, which owns ``shared``
+    of its ``blocks``; ``swapped`` blocks are in the swap space.
+    """
 
     id: int
     arrival: int
@@ -29,6 +33,10 @@ class Sequence:
     admitted_ps: int = -1
     first_token_ps: int = -1
     preemptions: int = 0
+    prefix: tuple[int, ...] = ()
+    cached: int = 0
+    shared: int = 0
+    swapped: int = 0
     verified: TokenCount | None = None
 
     @property

@@ -1,7 +1,8 @@
 """The scheduler: a process with a queue of token-step requests.
 
 For each it builds the view, has the system plan, reserves what the plan needs, submits the graph and, when the
-gate opens, lets the system observe and hands the outcome back. Several steps may be in flight.
+gate opens, lets the system observe and hands the outcome back. Several steps may be in flight. What a step waits
+for comes first: the engine's own work on the host, and copies to and from the swap space.
 """
 
 from collections import deque
@@ -14,10 +15,14 @@ from attrs import frozen
 
 from hetmem.engine.evaluator import Evaluator
 from hetmem.engine.executor import Executor
+from hetmem.engine.graph import Cost, GraphBuilder, TaskGraph
 from hetmem.engine.step import Plan, StepOutcome, StepView
+from hetmem.engine.swap import KvMoves
 from hetmem.hardware.clock import Clock
 from hetmem.hardware.ledger import Ledger
 from hetmem.model import StepShape
+
+ENGINE = "host.engine"  # apart from "host", the port of the host's memory
 
 
 class Planner(Protocol):
@@ -55,6 +60,7 @@ class StepRequest:
     waiting: int
     done: simpy.Event
     group: DecodeGroup
+    moves: KvMoves | None
 
 
 class Scheduler:
@@ -68,14 +74,25 @@ class Scheduler:
         Plans the steps.
     on_step
         Sees every outcome: the check of physical bounds.
+    host_step_ps
+        The engine's own work per step, on the server :data:`ENGINE`; 0 is none.
+    swap_graph
+        Gives the graph of the copies before a step.
     """
 
     def __init__(
         self, env: Clock, executor: Executor | Evaluator, ledger: Ledger, system: Planner,
-        on_step: Callable[[StepOutcome], None],
+        on_step: Callable[[StepOutcome], None], host_step_ps: int = 0,
+        swap_graph: Callable[[KvMoves], TaskGraph] | None = None,
     ) -> None:  # fmt: skip
         self.env, self.executor, self.ledger, self.system, self.on_step = env, executor, ledger, system, on_step
         self.steps = 0
+        self._swap_graph = swap_graph
+        self._engine: TaskGraph | None = None
+        if host_step_ps:
+            graph = GraphBuilder()
+            graph.task(ENGINE, "engine")
+            self._engine = graph.build().bind({"engine": Cost(host_step_ps)})
         self._queue: deque[StepRequest] = deque()
         self._wake: simpy.Event | None = None
         self._busy = dict.fromkeys(executor.servers, 0)
@@ -83,10 +100,10 @@ class Scheduler:
 
     def request(
         self, prefill: StepShape | None, decode: StepShape | None, running: int, waiting: int,
-        group: DecodeGroup = NO_GROUP,
+        group: DecodeGroup = NO_GROUP, moves: KvMoves | None = None,
     ) -> simpy.Event:  # fmt: skip
-        """Queue a step; the returned event fires with its :class:`StepOutcome`."""
-        request = StepRequest(prefill, decode, running, waiting, self.env.event(), group)
+        """Queue a step, with the copies to make before it; the returned event fires with its :class:`StepOutcome`."""
+        request = StepRequest(prefill, decode, running, waiting, self.env.event(), group, moves)
         self._queue.append(request)
         wake, self._wake = self._wake, None
         if wake is not None:
@@ -101,12 +118,26 @@ class Scheduler:
             yield self._wake
 
     def _start(self, request: StepRequest) -> None:
+        order, start = self.steps, self.env.now
+        self.steps += 1
+        first = [] if self._engine is None else [self._engine]
+        if request.moves is not None and self._swap_graph is not None:
+            first.append(self._swap_graph(request.moves))
+
+        def go_on(_gate: simpy.Event | None = None) -> None:
+            if first:
+                _when(self.executor.submit(first.pop(0), order), go_on)
+            else:
+                self._run(request, order, start)
+
+        go_on()
+
+    def _run(self, request: StepRequest, order: int, start: int) -> None:
         now = self.env.now
         view = StepView(
-            self.steps, now, request.prefill, request.decode, request.running, request.waiting, self._load(now),
+            order, now, request.prefill, request.decode, request.running, request.waiting, self._load(now),
             *request.group,
         )  # fmt: skip
-        self.steps += 1
         plan = self.system.plan(view)
         for owner, memory, n_bytes in plan.allocate:
             self.ledger.allocate(owner, memory, n_bytes)
@@ -115,14 +146,12 @@ class Scheduler:
         def opened(_gate: simpy.Event) -> None:
             for owner, memory, n_bytes in plan.release:
                 self.ledger.free(owner, memory, n_bytes)
-            outcome = StepOutcome(view, now, self.env.now)
+            outcome = StepOutcome(view, start, self.env.now)
             self.system.observe(outcome)
             self.on_step(outcome)
             request.done.succeed(outcome)
 
-        callbacks = self.executor.submit(plan.graph, view.order).callbacks
-        assert callbacks is not None
-        callbacks.append(opened)
+        _when(self.executor.submit(plan.graph, view.order), opened)
 
     def _load(self, now: int) -> MappingProxyType[str, int]:
         load = {}
@@ -131,3 +160,9 @@ class Scheduler:
             load[name] = busy - self._busy[name]
             self._busy[name] = busy
         return MappingProxyType(load)
+
+
+def _when(event: simpy.Event, call: Callable[[simpy.Event], None]) -> None:
+    callbacks = event.callbacks
+    assert callbacks is not None
+    callbacks.append(call)

@@ -5,6 +5,7 @@ A preset (``machines.toml``) says which parts; the catalogue gives their numbers
 for every system.
 """
 
+from functools import cached_property
 from typing import Any
 
 from attrs import evolve, field, frozen
@@ -17,12 +18,13 @@ from hetmem.hardware.board import BoardConfig, board, is_board
 from hetmem.hardware.cpu import CpuSpec, cpu
 from hetmem.hardware.dram import MAPPINGS, MemorySystem, memory
 from hetmem.hardware.gpu import GpuSpec, gpu
+from hetmem.hardware.gpu_law import IDEAL, GpuLaw, gpu_law
 from hetmem.hardware.link import Link, LinkPath, link
 from hetmem.hardware.ndp import NdpDimms, ndp_dimms
 from hetmem.hardware.neurons import NeuronConfig, neurons
 from hetmem.hardware.pim_config import AttAccConfig, PapiConfig, PimConfig, TileConfig
 from hetmem.hardware.ssd import Ssd, ssd
-from hetmem.hardware.tiled_gpu import capped
+from hetmem.hardware.tiled_gpu import caps
 
 ASSUMPTIONS = ("as-published", "fair")
 
@@ -142,6 +144,11 @@ class MachineConfig:
     ----------
     gpu, gpus, gpu_link
         The GPU, how many, and the link between them (None for a single one).
+    stack
+        The software stack whose kernel times hold (None: the GPU's default), or ``ideal``: kernels at peak rates,
+        the slower of compute and memory, with no launch overhead.
+    stages
+        Pipeline stages; the GPUs of a stage share its layers by tensor parallelism.
     gpu_usable, gpu_weight_bytes
         Fraction of GPU memory in use, and the bytes of it that weights may take (None: what is left).
     live_context
@@ -166,7 +173,9 @@ class MachineConfig:
     """
 
     gpu: GpuSpec
+    stack: str | None = None
     gpus: int = field(default=1, validator=ge(1))
+    stages: int = field(default=1, validator=ge(1))
     gpu_link: Link | None = None
     gpu_usable: float = field(validator=gt(0))
     gpu_weight_bytes: float | None = field(default=None, validator=optional(gt(0)))
@@ -196,6 +205,18 @@ class MachineConfig:
             raise ValueError(f"gpu_usable must be at most 1, not {self.gpu_usable}")
         if self.gpus > 1 and self.gpu_link is None:
             raise ValueError("gpus must be 1 on a machine without gpu_link; ask for them with --gpus")
+        if self.gpus % self.stages:
+            raise ValueError(f"{self.gpus} GPUs cannot be shared by {self.stages} stages alike")
+
+    @cached_property
+    def gpu_law(self) -> GpuLaw:
+        """The times of GPU kernels."""
+        return gpu_law(self.gpu, self.stack)
+
+    @property
+    def shards(self) -> int:
+        """GPUs that share a layer: the degree of tensor parallelism."""
+        return self.gpus // self.stages
 
     @property
     def gpu_usable_bytes(self) -> int:
@@ -219,6 +240,7 @@ class MachinePreset:
     ssd: str | None = None
     dimm: bool = False
     dimm_link: str | None = None
+    host_on_request: bool = False
     host_device: str | None = None
     host_channels: int = 1
     host_capacity_bytes: int = 0
@@ -249,7 +271,8 @@ def assumptions(name: str) -> Assumptions:
 
 def machine(
     preset: str, assumed: str = "fair", *, gpu_id: str | None = None, gpus: int | None = None,
-    dimms: int | None = None, multipliers: int | None = None, dimm_preset: str = "datasheet",
+    dimms: int | None = None, multipliers: int | None = None, dimm_preset: str = "datasheet", stack: str | None = None,
+    stages: int = 1, host: bool = False,
 ) -> MachineConfig | BoardConfig:  # fmt: skip
     """Return the machine of ``preset`` under the assumption set ``assumed``: GPUs and what is around, or a board.
 
@@ -261,6 +284,12 @@ def machine(
         Another number of NDP-DIMMs, and of multipliers on each.
     dimm_preset
         ``"datasheet"`` or ``"paper-fit"``.
+    stack
+        The software stack whose kernel times hold, where the assumption set has no say in it.
+    stages
+        Pipeline stages that the GPUs form.
+    host
+        Whether host DRAM takes part, in a machine that has it on request.
 
     Raises
     ------
@@ -270,7 +299,8 @@ def machine(
     entry = catalog.entry("machines", preset)
     if is_board(entry):
         belief = assumptions(assumed)
-        for name, value in (("gpu", gpu_id), ("gpus", gpus), ("dimms", dimms), ("multipliers", multipliers)):
+        absent = {"gpu": gpu_id, "gpus": gpus, "stack": stack, "dimms": dimms, "multipliers": multipliers}
+        for name, value in absent.items():
             if value is not None:
                 raise ConfigError(name, f"machine {preset} has none")
         belief = assumptions(assumed)
@@ -279,13 +309,15 @@ def machine(
             gqa_reuse=belief.gqa_reuse, decoder_only=belief.decoder_only,
         )  # fmt: skip
     return gpu_machine(
-        preset, assumed, gpu_id=gpu_id, gpus=gpus, dimms=dimms, multipliers=multipliers, dimm_preset=dimm_preset
-    )
+        preset, assumed, gpu_id=gpu_id, gpus=gpus, dimms=dimms, multipliers=multipliers, dimm_preset=dimm_preset,
+        stack=stack, stages=stages, host=host,
+    )  # fmt: skip
 
 
 def gpu_machine(
     preset: str, assumed: str = "fair", *, gpu_id: str | None = None, gpus: int | None = None,
-    dimms: int | None = None, multipliers: int | None = None, dimm_preset: str = "datasheet",
+    dimms: int | None = None, multipliers: int | None = None, dimm_preset: str = "datasheet", stack: str | None = None,
+    stages: int = 1, host: bool = False,
 ) -> MachineConfig:  # fmt: skip
     """Return the machine of a ``preset`` with GPUs; arguments and errors as of :func:`machine`."""
     parts = structure(MachinePreset, catalog.entry("machines", preset))
@@ -293,22 +325,24 @@ def gpu_machine(
     card = gpu(gpu_id or parts.gpu)
     if not parts.tiled:
         card = _believed_gpu(card, belief)
-    elif belief.attacc_accounting:
-        card = capped(card)
     ndp = _believed_dimms(ndp_dimms(dimm_preset), belief, dimms, multipliers) if parts.dimm else None
     if ndp is None and (dimms is not None or multipliers is not None):
         raise ConfigError("dimms" if dimms is not None else "multipliers", f"machine {preset} has no NDP-DIMMs")
-    host = None
-    if parts.host_device is not None:
-        host = HostMemory(
+    dram = None
+    if parts.host_device is not None and (host or not parts.host_on_request):
+        dram = HostMemory(
             device=parts.host_device, channels=parts.host_channels, capacity_bytes=parts.host_capacity_bytes,
             interleave_bytes=parts.host_interleave_bytes, sustained=belief.dram_efficiency,
             dimm_bytes=parts.host_dimm_bytes, dimm_idle_w=parts.host_dimm_idle_w,
             pj_per_bit=parts.host_pj_per_bit,
         )  # fmt: skip
+    if stack is not None:
+        gpu_law(card, stack)  # refused here if unknown, also where the assumption set has the say
     several = (parts.gpus if gpus is None else gpus) > 1
     built = MachineConfig(
         gpu=card,
+        stack=IDEAL if belief.ideal_gpu else stack,
+        stages=stages,
         gpus=parts.gpus if gpus is None else gpus,
         gpu_link=_between_gpus(link(card.peer_link)) if several else None,
         gpu_usable=belief.gpu_usable if parts.gpu_usable is None else parts.gpu_usable,
@@ -316,12 +350,12 @@ def gpu_machine(
         pcie=_believed_link(link(card.host_link), belief),
         prefill_gbs=belief.prefill_gbs,
         pageable_copies=belief.pageable_copies,
-        host=host,
+        host=dram,
         cpu=None if parts.cpu is None else cpu(parts.cpu),
         ssd=None if parts.ssd is None else _believed_ssd(ssd(parts.ssd), belief),
         dimm=ndp,
         neurons=None if parts.neurons is None else neurons(parts.neurons, published=belief.neurons_published),
-        **(_pim_parts(parts, belief) if parts.tiled else {}),
+        **(_pim_parts(parts, belief, card, stack) if parts.tiled else {}),
         dimm_link=None if parts.dimm_link is None else link(parts.dimm_link),
         sync_s=parts.sync_s,
         prefill_streams_all=belief.prefill_streams_all,
@@ -350,12 +384,17 @@ def _believed_ssd(found: Ssd, belief: Assumptions) -> Ssd:
     return found if belief.ssd_read_gbs is None else evolve(found, read_gbs=belief.ssd_read_gbs)
 
 
-def _pim_parts(parts: MachinePreset, belief: Assumptions) -> dict[str, Any]:
+def _pim_parts(parts: MachinePreset, belief: Assumptions, card: GpuSpec, stack: str | None) -> dict[str, Any]:
     """Return the groups of a machine under the tile law."""
     own = belief.attacc_accounting
+    compute, memory = caps() if own else gpu_law(card, stack).efficiencies
     groups: dict[str, Any] = {
         "tile": TileConfig(
-            corrected_energy=not own, measured_all_reduce=not own, whole_columns=parts.fc_units is not None or not own
+            corrected_energy=not own,
+            measured_all_reduce=not own,
+            whole_columns=parts.fc_units is not None or not own,
+            compute_efficiency=compute,
+            memory_efficiency=memory,
         )
     }
     if parts.attention_units is not None and parts.attention_link is not None:
@@ -374,15 +413,12 @@ def _pim_parts(parts: MachinePreset, belief: Assumptions) -> dict[str, Any]:
 
 
 def _believed_gpu(card: GpuSpec, belief: Assumptions) -> GpuSpec:
-    card = evolve(
+    return evolve(
         card,
         memory_gbs=belief.gpu_bandwidth_gbs.get(card.name, card.memory_gbs),
         fp16_tflops=belief.gpu_fp16_tflops.get(card.name, card.fp16_tflops),
+        stream_efficiency=1.0 if belief.ideal_gpu else card.stream_efficiency,
     )
-    if belief.ideal_gpu:
-        return card.ideal()
-    # A fit constant above what a stream achieves is a compensation, not a bandwidth.
-    return evolve(card, memory_efficiency=min(card.memory_efficiency, card.stream_efficiency))
 
 
 def _between_gpus(found: Link) -> Link:

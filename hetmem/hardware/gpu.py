@@ -1,14 +1,12 @@
-"""GPUs: peaks, capacity, power states, and the roofline constants of a kernel.
+"""GPUs as their datasheets describe them: peaks, capacity, links, power states.
 
-A calibration belongs to a GPU and a software stack: measured constants are given for the A100 and H100
-(Vidur's profiles), the RTX 4090 and the RTX PRO 6000 (inside vLLM 0.19); the others take those of the
-nearest architecture, graded ``derived`` or ``assumed``. Not modelled: clocks that fall under a power cap,
-ECC, and memory beside weights, KV and activations.
+How long kernels take is a matter of the software stack as well: :mod:`hetmem.hardware.device`. Not modelled:
+clocks that fall under a power cap, ECC, and memory beside weights, KV and activations.
 """
 
 import math
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 from attrs.validators import ge, gt
 
 from hetmem import catalog
@@ -18,6 +16,13 @@ from hetmem.hardware.roofline import Array, KernelTime, fraction, roofline
 from hetmem.units import to_fj
 
 MEMORY_POWER = 0.7  # share of a board's dynamic power that saturated memory alone draws (assumed; nothing published)
+
+
+def _became(group: str) -> dict[str, str]:
+    """Return the note of a name that a machine has looked up already, which settings refuse."""
+    return {
+        "instead": f"is looked up before settings apply; set the fields of {group}, or ask for another card with --gpu"
+    }
 
 
 @frozen(kw_only=True)
@@ -39,8 +44,6 @@ class GpuSpec:
         Ids of the links to the host and between GPUs (PCIe where there is no NVLink).
     stream_efficiency : float
         Achieved fraction of the bandwidth for a plain stream.
-    compute_efficiency, memory_efficiency, launch_s, smooth_q : float
-        Fit constants of :func:`hetmem.hardware.roofline.roofline` for linear kernels.
     """
 
     name: str
@@ -51,13 +54,9 @@ class GpuSpec:
     tdp_w: float = field(validator=gt(0))
     idle_w: float = field(validator=ge(0))
     context_w: float = field(validator=ge(0))
-    host_link: str
-    peer_link: str
+    host_link: str = field(metadata=_became("machine.pcie"))
+    peer_link: str = field(metadata=_became("machine.gpu_link"))
     stream_efficiency: float = fraction()
-    compute_efficiency: float = fraction()
-    memory_efficiency: float = fraction()
-    launch_s: float = field(validator=ge(0))
-    smooth_q: float = field(validator=ge(1))
 
     def __attrs_post_init__(self) -> None:
         if not self.idle_w <= self.context_w <= self.tdp_w:
@@ -80,34 +79,23 @@ class GpuSpec:
             raise ConfigError("dtype", f"expected one of {', '.join(peaks)}, not {dtype!r}")
         return peaks[dtype] * 1e12
 
-    def legs_s(self, flops: float | Array, n_bytes: float | Array, dtype: str = "fp16") -> KernelTime:
-        """Return seconds of a kernel alone, launch included, and of its memory leg; floats or arrays."""
+    def roofline_s(self, flops: float | Array, n_bytes: float | Array, dtype: str = "fp16") -> KernelTime:
+        """Return seconds of a kernel, and of its memory leg, at the peaks: the slower of the two, no launch."""
         return roofline(
             flops,
             n_bytes,
             peak_flops=self.peak_flops(dtype),
             peak_gbs=self.memory_gbs,
-            compute_efficiency=self.compute_efficiency,
-            memory_efficiency=self.memory_efficiency,
-            launch_s=self.launch_s,
-            smooth_q=self.smooth_q,
+            compute_efficiency=1.0,
+            memory_efficiency=1.0,
+            launch_s=0.0,
+            smooth_q=math.inf,
         )
 
     def work_fj(self, flops: float, n_bytes: float, dtype: str = "fp16") -> int:
         """Return the femtojoules of work above the power of a live context; how fast it is done does not matter."""
         busy_s = max(flops / self.peak_flops(dtype), MEMORY_POWER * n_bytes / self.memory_bytes_per_s)
         return to_fj((self.tdp_w - self.context_w) * busy_s)
-
-    def ideal(self) -> "GpuSpec":
-        """Return the GPU of a naive roofline: peak rates, the slower of compute and memory, no launch."""
-        return evolve(
-            self,
-            stream_efficiency=1.0,
-            compute_efficiency=1.0,
-            memory_efficiency=1.0,
-            launch_s=0.0,
-            smooth_q=math.inf,
-        )
 
     def stream_s(self, n_bytes: float) -> float:
         """Return the seconds to stream ``n_bytes`` from the GPU's memory, no kernel around it."""

@@ -23,7 +23,8 @@ class Unit:
 
     ``component`` is the row of the energy table that it belongs to. ``idle_w`` accrues all the time and
     ``active_w - idle_w`` while the server is busy; None where no figure is known, and the component is then
-    listed as not counted. ``ends`` names the memories that a link or a memory port serves.
+    listed as not counted, as it is where ``dynamic_known`` says that the work has no complete figure. ``ends`` names
+    the memories that a link or a memory port serves.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Unit:
     idle_w: float | None = 0.0
     active_w: float | None = 0.0
     ends: tuple[str, ...] = ()
+    dynamic_known: bool = True
 
 
 @frozen

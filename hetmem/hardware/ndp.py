@@ -73,14 +73,31 @@ class NdpDimms:
         achieved = 1.0 if self.sustained else self.dram.efficiency(chunk_bytes)
         return self.read_gbs * 1e9 * achieved
 
+    def write_bytes_per_s(self, chunk_bytes: float | None = None) -> float:
+        """Return the bytes per second that reach one DIMM's ranks in chunks of ``chunk_bytes`` (None: a stream)."""
+        achieved = 1.0 if self.sustained else self.dram.efficiency(chunk_bytes, write_fraction=1.0)
+        return self.read_gbs * 1e9 * achieved
+
     def mac_s(self, macs: float) -> float:
         """Return the seconds that one core needs for ``macs`` multiply-accumulates."""
         return macs / self.macs_per_s
 
     def read_fj(self, n_bytes: float) -> int:
         """Return the femtojoules to read ``n_bytes`` as a stream into the buffer."""
-        joules = self.dram.energy_j(n_bytes) or 0.0
-        return to_fj(joules + n_bytes * self.buffer_pj_per_byte * 1e-12)
+        return self._access_fj(n_bytes, 0.0)
+
+    def write_fj(self, n_bytes: float) -> int:
+        """Return the femtojoules to write ``n_bytes`` as a stream out of the buffer."""
+        return self._access_fj(n_bytes, 1.0)
+
+    @cached_property
+    def access_counted(self) -> bool:
+        """Whether the energy of the DRAM itself is known; otherwise an access costs that of the buffer only."""
+        return self.dram.energy_j(1.0) is not None
+
+    def _access_fj(self, n_bytes: float, write_fraction: float) -> int:
+        ranks_j = self.dram.energy_j(n_bytes, write_fraction=write_fraction) if self.access_counted else None
+        return to_fj((ranks_j or 0.0) + n_bytes * self.buffer_pj_per_byte * 1e-12)
 
     def mac_fj(self, macs: float) -> int:
         """Return the femtojoules of ``macs`` multiply-accumulates."""

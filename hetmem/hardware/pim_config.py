@@ -6,6 +6,8 @@ PAPI (ASPLOS 2025) and AttAcc (ASPLOS 2024) leave much open; what was decided is
 from attrs import field, frozen
 from attrs.validators import ge, in_, optional
 
+from hetmem.hardware.roofline import fraction
+
 FC_LAWS = ("tile", "flat")
 ATTENTION_LAWS = ("rounds", "flat")
 LEVELS = ("bank", "bank-group", "buffer")
@@ -24,6 +26,8 @@ class TileConfig:
         The link's measured all-reduce instead of that tool's 6.06 us per hop.
     whole_columns
         Round a matrix's columns per GPU up; the tool keeps fractions.
+    compute_efficiency, memory_efficiency
+        Achieved fractions of the peaks.
     overheads
         Factor on norms, activation and all-reduce, which PAPI's gain rests on.
     """
@@ -31,6 +35,8 @@ class TileConfig:
     corrected_energy: bool
     measured_all_reduce: bool
     whole_columns: bool
+    compute_efficiency: float = fraction()
+    memory_efficiency: float = fraction()
     overheads: float = field(default=1.0, validator=ge(0))
 
 

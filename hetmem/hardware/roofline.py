@@ -38,6 +38,22 @@ class KernelTime(NamedTuple):
     memory_s: Any
 
 
+def smooth_max(a: float | Array, b: float | Array, q: float) -> Any:
+    """Return the ``q``-norm of two times of zero or more, scaled so that no power overflows.
+
+    ``q`` of 1 adds them, infinity is the hard maximum.
+    """
+    longer: Any
+    shorter: Any
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        longer, shorter = np.maximum(a, b), np.minimum(a, b)
+        ratio = np.divide(shorter, longer, out=np.zeros_like(longer), where=longer > 0)
+    else:  # a step prices some ten kernels one by one, and scalars are thirty times cheaper without numpy
+        longer, shorter = (a, b) if a > b else (b, a)
+        ratio = shorter / longer if longer else 0.0
+    return longer * (1 + ratio**q) ** (1 / q)
+
+
 def roofline(
     flops: float | Array,
     n_bytes: float | Array,
@@ -71,18 +87,12 @@ def roofline(
     """
     compute_s = flops / (compute_efficiency * peak_flops)
     memory_s = n_bytes / (memory_efficiency * peak_gbs * 1e9)
-    longer: Any
-    shorter: Any
     if isinstance(compute_s, np.ndarray) or isinstance(memory_s, np.ndarray):
         valid = bool(np.all(np.isfinite(compute_s) & (compute_s >= 0) & np.isfinite(memory_s) & (memory_s >= 0)))
-        longer, shorter = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
-        memory_s = np.broadcast_to(memory_s, longer.shape)
-        ratio = np.divide(shorter, longer, out=np.zeros_like(longer), where=longer > 0)
-    else:  # a step prices some ten kernels one by one, and scalars are thirty times cheaper without numpy
+        compute_s, memory_s = np.broadcast_arrays(compute_s, memory_s)
+    else:
         valid = 0 <= compute_s < math.inf and 0 <= memory_s < math.inf
-        longer, shorter = (compute_s, memory_s) if compute_s > memory_s else (memory_s, compute_s)
-        ratio = shorter / longer if longer else 0.0
     if not valid:
         named = "flops" if not np.all(np.isfinite(flops) & (np.asarray(flops) >= 0)) else "bytes"
         raise ConfigError(named, "expected finite numbers, zero or more")
-    return KernelTime(launch_s + longer * (1 + ratio**smooth_q) ** (1 / smooth_q), memory_s)
+    return KernelTime(launch_s + smooth_max(compute_s, memory_s, smooth_q), memory_s)

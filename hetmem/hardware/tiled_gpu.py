@@ -91,9 +91,12 @@ class TiledGpu:
 
     @classmethod
     def of(
-        cls, card: GpuSpec, peer: Link | None, *, corrected_energy: bool = False, measured_ring: bool = False
-    ) -> "TiledGpu":
-        """Return ``card`` under the tile law, at its own rates and efficiencies; None for ``peer`` takes its own link.
+        cls, card: GpuSpec, peer: Link | None, *, corrected_energy: bool = False, measured_ring: bool = False,
+        compute_efficiency: float | None = None, memory_efficiency: float | None = None,
+    ) -> "TiledGpu":  # fmt: skip
+        """Return ``card`` under the tile law, at its own rates; None for ``peer`` takes its own link.
+
+        Efficiencies that are None are the utilisation caps of the AttAcc simulator.
 
         ``measured_ring`` takes the link's measured all-reduce instead of the AttAcc simulator's.
 
@@ -114,7 +117,11 @@ class TiledGpu:
             l2_bytes=geometry.l2_bytes,
             link_bytes_per_s=2e9 * peer.peak_gbs,
             capacity_bytes=card.capacity_bytes,
-            law=evolve(law, compute_utilisation=card.compute_efficiency, memory_utilisation=card.memory_efficiency),
+            law=evolve(
+                law,
+                compute_utilisation=compute_efficiency or law.compute_utilisation,
+                memory_utilisation=memory_efficiency or law.memory_utilisation,
+            ),
             dram=DramEnergy.named(),
             corrected_energy=corrected_energy,
             ring=peer.allreduce if measured_ring else (),
@@ -129,8 +136,7 @@ class TiledGpu:
         UnknownNameError
             When the catalogue has no such GPU.
         """
-        card = capped(gpu(name))
-        return cls.of(card, None, corrected_energy=corrected_energy)
+        return cls.of(gpu(name), None, corrected_energy=corrected_energy)
 
     @property
     def effective_flops(self) -> float:
@@ -163,10 +169,10 @@ class TiledGpu:
         )
 
 
-def capped(card: GpuSpec) -> GpuSpec:
-    """Return ``card`` with the utilisation caps of the AttAcc simulator in place of its measured efficiencies."""
+def caps() -> tuple[float, float]:
+    """Return the utilisation caps of the AttAcc simulator: of compute, and of memory."""
     law = structure(TileLaw, entry("tile_law", "attacc"))
-    return evolve(card, compute_efficiency=law.compute_utilisation, memory_efficiency=law.memory_utilisation)
+    return law.compute_utilisation, law.memory_utilisation
 
 
 @frozen

@@ -24,6 +24,7 @@ from attrs import frozen
 from hetmem.errors import ConfigError
 from hetmem.model.spec import FP16, ModelSpec, Precision, stored_bytes
 
+ATTENTION = ("qk", "softmax", "sv")
 _ACTIVATION_FLOPS = {"relu": 1, "silu": 4, "gelu": 5}  # x/(1+exp(-x)); 0.5*x*(1+erf(x/sqrt 2))
 _NORM_FLOPS = {"rms": 4, "layer": 7}  # square, sum, scale, weight; mean, centre and shift besides
 _ROPE_FLOPS = 3  # two products and a sum per channel
@@ -273,6 +274,20 @@ def layer_kernels(spec: ModelSpec, shape: StepShape, precision: Precision = FP16
     ``mlp_norm``, and ``up`` depends on ``attn_norm`` only. A step of no tokens has the same kernels, without
     work.
     """
+    return _kernels(spec, shape, _layer_rates(spec, precision))
+
+
+def attention_kernels(spec: ModelSpec, shape: StepShape, precision: Precision = FP16) -> tuple[Kernel, ...]:
+    """Return ``qk``, ``softmax`` and ``sv`` of one layer alone."""
+    return _kernels(spec, shape, _attention_rates(spec, precision))
+
+
+@lru_cache(maxsize=256)
+def _attention_rates(spec: ModelSpec, precision: Precision) -> tuple[_Rates, ...]:
+    return tuple(rates for rates in _layer_rates(spec, precision) if rates.name in ATTENTION)
+
+
+def _kernels(spec: ModelSpec, shape: StepShape, each: tuple[_Rates, ...]) -> tuple[Kernel, ...]:
     tokens, attended, keys = shape.tokens, shape.attended, shape.kv_tokens
     experts, loaded = expected_experts(spec, tokens), 1 if tokens else 0
     return tuple(
@@ -285,7 +300,7 @@ def layer_kernels(spec: ModelSpec, shape: StepShape, precision: Precision = FP16
                 rates.kv_write_bytes * tokens,
                 rates.activation_bytes * tokens,
             )
-            for rates in _layer_rates(spec, precision)
+            for rates in each
         ]
     )
 

@@ -27,6 +27,8 @@ class Consumer(Protocol):
     def idle_w(self) -> float | None: ...
     @property
     def active_w(self) -> float | None: ...
+    @property
+    def dynamic_known(self) -> bool: ...
 
 
 @frozen
@@ -98,6 +100,8 @@ def account(
     for unit, busy_ps, dynamic_fj in units:
         if dynamic_fj or unit.idle_w is not None:
             add(unit.component, "dynamic", dynamic_fj)
+        if not unit.dynamic_known:
+            missing.append(f"{unit.component} (dynamic)")
         if unit.idle_w is None or unit.active_w is None:
             missing.append(f"{unit.component} (idle)")
             continue

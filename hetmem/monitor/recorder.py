@@ -97,6 +97,8 @@ class Recorder:
              seq.preemptions)
         )  # fmt: skip
 
-    def dropped(self, request: int, arrival_ps: int, prompt: int, output: int, reason: str) -> None:
-        """Note a request that was not served, and why; its unknown ticks are -1."""
-        self.requests.append((request, f"dropped: {reason}", arrival_ps, -1, -1, -1, prompt, output, 0))
+    def dropped(
+        self, request: int, arrival_ps: int, prompt: int, output: int, reason: str, preemptions: int = 0
+    ) -> None:
+        """Note a request that was not served to its end, and why; its unknown ticks are -1."""
+        self.requests.append((request, f"dropped: {reason}", arrival_ps, -1, -1, -1, prompt, output, preemptions))

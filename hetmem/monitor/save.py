@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,9 @@ def save_tables(directory: Path, tables: Mapping[str, Any], manifest: Mapping[st
     Raises
     ------
     ConfigError
-        When ``directory`` exists and is not empty.
+        When ``directory`` exists and is not empty, is no directory, or cannot be written; nothing is left then.
     """
-    if directory.exists() and any(directory.iterdir()):
-        raise ConfigError("save", f"{directory} exists and is not empty")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.parent / f".{directory.name}.{os.getpid()}.partial"
-    partial.mkdir()
-    try:
+    with _partial(directory) as partial:
         digests = {}
         for name, table in tables.items():
             path = partial / f"{name}.parquet"
@@ -46,10 +42,51 @@ def save_tables(directory: Path, tables: Mapping[str, Any], manifest: Mapping[st
         if directory.exists():
             directory.rmdir()
         os.replace(partial, directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return directory
+
+
+def check_target(directory: Path) -> None:
+    """Find out, before anything runs, whether :func:`save_tables` can write to ``directory``; leave no trace.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`save_tables`.
+    """
+    # Permission bits do not tell (a superuser passes them, a pseudo file system takes nothing): so it is tried.
+    with suppress(_TriedError), _partial(directory):
+        raise _TriedError
+
+
+class _TriedError(Exception):
+    """Ends a trial; never leaves this module."""
+
+
+@contextmanager
+def _partial(directory: Path) -> Iterator[Path]:
+    """Give a directory to fill beside ``directory``; when the block fails, it and the parents made for it go."""
+    partial = directory.parent / f".{directory.name}.{os.getpid()}.partial"
+    made: list[Path] = []
+    try:
+        if directory.exists():
+            if not directory.is_dir():
+                raise ConfigError("save", f"{directory} is not a directory")
+            if any(directory.iterdir()):
+                raise ConfigError("save", f"{directory} exists and is not empty")
+        parents = [directory.parent, *directory.parent.parents]
+        for path in reversed([path for path in parents if not path.exists()]):
+            path.mkdir()
+            made.append(path)
+        partial.mkdir()
+        yield partial
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        for path in reversed(made):
+            with suppress(OSError):  # another may have put something there
+                path.rmdir()
+        if isinstance(error, OSError):
+            raise ConfigError("save", f"{directory} cannot be written: {error.strerror or error}") from None
+        raise
 
 
 def _write_parquet(table: Any, path: Path) -> None:

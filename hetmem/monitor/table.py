@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from hetmem.errors import RangeError
+from hetmem.units import MAX_PS_WORDS
+
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
@@ -44,7 +47,11 @@ class Table:
         return self._spooled + len(self._open[0]) + len(self._loose)
 
     def append(self, row: Sequence[Any]) -> None:
-        """Append one row, its values in the order of the columns."""
+        """Append one row, its values in the order of the columns.
+
+        Rows are taken apart together, at the latest when a column is read, which raises :class:`RangeError` for a
+        value that does not fit in 64 bits, naming its column.
+        """
         if len(row) != len(self._open):
             longer = "longer" if len(row) > len(self._open) else "shorter"
             raise ValueError(f"a row of {len(row)} values is {longer} than the {len(self._open)} columns")
@@ -117,17 +124,23 @@ class Table:
     def _settle(self) -> None:
         """Take the loose rows apart; send a chunk to the file when it is full."""
         if self._loose:
-            values = zip(*self._loose, strict=True)
-            for column, text, items in zip(self._open, self._text, values, strict=True):
-                if text is None:
-                    column.extend(items)
-                else:
-                    words = self._words[text]
-                    column.extend([words.setdefault(item, len(words)) for item in items])
+            for column, values in zip(self._open, self._columns_of(self._loose), strict=True):
+                column.extend(values)
             self._loose.clear()
         if len(self._open[0]) == CHUNK_ROWS:
             self._flush()
         self._room = min(_LOOSE_ROWS, CHUNK_ROWS - len(self._open[0]))
+
+    def _columns_of(self, rows: list[Sequence[Any]]) -> list[array[Any]]:
+        taken = []
+        for name, column, items in zip(self.columns, self._open, zip(*rows, strict=True), strict=True):
+            words = self._words.get(name)
+            codes = items if words is None else [words.setdefault(item, len(words)) for item in items]
+            try:
+                taken.append(array(column.typecode, codes))
+            except OverflowError:
+                raise RangeError(name, MAX_PS_WORDS if name.endswith("_ps") else "64 bits hold") from None
+        return taken
 
     def _flush(self) -> None:
         if self._spool is None:

@@ -24,6 +24,7 @@ from hetmem.rng import stream
 
 GPU = -1
 _SOLUTION_LIMIT = "Solution limit reached"  # how scipy words a stop at the node limit that leaves a solution
+_SOLVE_ERROR = "Solve error"  # how scipy words a failure of HiGHS itself; the greedy then stands
 
 
 @frozen(eq=False)
@@ -114,7 +115,8 @@ class OfflinePartition:
         Raises
         ------
         SolverError
-            When the solver neither proves an optimum nor stops at the node limit with a solution.
+            When the solver finds the programme infeasible or unbounded. Where it stops at the node limit or
+            fails (``status``) without a better solution, the greedy stands.
         """
         on_gpu = greedy_partition(view)
         greedy_s = value_s = pool_value(view, on_gpu)
@@ -356,10 +358,16 @@ def _milp(
         bounds=Bounds(0.0, np.concatenate([np.ones(n_binary), np.full(n_times, np.inf)])),
         options={"mip_rel_gap": relative_gap, "node_limit": node_limit},
     )
-    # scipy reports a stop at the node limit as status 4, "other"; only its message tells it from a failure
-    if result.status != 0 and _SOLUTION_LIMIT not in str(result.message):
-        raise SolverError(int(result.status), str(result.message))
-    status = "optimal" if result.status == 0 else "node limit"
+    # scipy reports both a stop at the node limit and a failure of HiGHS as status 4; only its message tells them apart
+    message = str(result.message)
+    if result.status == 0:
+        status = "optimal"
+    elif _SOLUTION_LIMIT in message:
+        status = "node limit"
+    elif _SOLVE_ERROR in message and result.x is None:
+        status = "solve error"
+    else:
+        raise SolverError(int(result.status), message)
     if result.x is None:
         return _Solution(None, float("nan"), float("nan"), status, int(result.status))
     return _Solution(result.x, float(result.mip_gap), float(result.mip_dual_bound), status, int(result.status))

@@ -11,23 +11,25 @@ from hetmem.hardware.config import ASSUMPTIONS
 from hetmem.hardware.ndp import PRESETS
 from hetmem.model import ModelSpec
 from hetmem.monitor.save import SCHEMA_VERSION
-from hetmem.study.run import Run
-from hetmem.study.scenario import Scenario, scenario
+from hetmem.study.run import SERVED, Run
+from hetmem.study.scenario import POLICIES, Scenario, scenario
 from hetmem.study.settings import has_path, with_settings
 from hetmem.study.simulate import ENGINES, Progress, run_scenario
-from hetmem.system import SYSTEMS, System
+from hetmem.system import SYSTEMS, System, system_class
 
 MEASURED = (
     "tokens_per_s", "energy_per_token_j", "energy_phase_j", "carbon_operational_g_per_token",
     "carbon_embodied_g_per_token", "cost_usd_per_mtoken", "ssd", "unknown", "ttft_s", "tpot_s", "latency_s",
-    "time_share", "bound", "requests",
+    "time_share", "bound", "requests", *SERVED,
 )  # fmt: skip
+#: What a comparison without names runs: every system whose simulation takes seconds.
+DEFAULT_SYSTEMS = tuple(system for system in SYSTEMS if not system.slow)
 Report = Callable[[Scenario, float, int], None]
 
 
 @frozen(eq=False)
 class Comparison:
-    """Rows, and behind each its run, or None where the system refused.
+    """Rows, and behind each what was ``asked`` and its run, or None where the system refused.
 
     ``not_counted`` gives the components of each system whose energy is not known.
     """
@@ -35,6 +37,7 @@ class Comparison:
     rows: list[dict[str, Any]]
     runs: list[Run | None] = field(repr=False)
     seed: int
+    asked: list[Scenario] = field(repr=False)
 
     @property
     def all_refused(self) -> bool:
@@ -72,8 +75,8 @@ class Comparison:
 
 
 def compare(
-    systems: Sequence[str | type[System]] | None = None, *, model: str | ModelSpec = "llama2-70b",
-    workload: Any = "chat", assumptions: Iterable[str] = ASSUMPTIONS, dimm_presets: Iterable[str] = PRESETS,
+    systems: Sequence[str | type[System]] | str | type[System] | None = None, *, model: str | ModelSpec = "llama2-70b",
+    workload: Any = "chat", assumptions: Iterable[str] | str = ASSUMPTIONS, dimm_presets: Iterable[str] | str = PRESETS,
     settings: Mapping[str, Any] | None = None, trace: bool = False, report: Report | None = None,
     engine: str = ENGINES[0], **options: Any,
 ) -> Comparison:  # fmt: skip
@@ -82,9 +85,9 @@ def compare(
     Parameters
     ----------
     systems
-        Names; by default every system.
+        Names or classes, or one alone; by default every system that is not slow to simulate.
     assumptions, dimm_presets
-        The sets to run under; a system without DIMMs has no preset.
+        The sets to run under, or one alone; a system without DIMMs has no preset.
     settings
         Paths and values; a path applies to the systems whose machine has it.
     report
@@ -92,19 +95,25 @@ def compare(
     engine
         One of :data:`hetmem.study.simulate.ENGINES`.
     options
-        As in :func:`hetmem.simulate`; ``dimms`` and ``multipliers`` apply to systems with DIMMs.
+        As in :func:`hetmem.simulate`; ``dimms`` and ``multipliers`` apply to systems with DIMMs, a policy to the
+        systems that have its role.
 
     Raises
     ------
     HetmemError
         For bad input, before anything runs. A system that cannot run the model is not an error: its row says why.
     """
-    chosen = list(SYSTEMS) if not systems else list(systems)
+    if isinstance(systems, str | type):
+        systems = [systems]
+    presets = [dimm_presets] if isinstance(dimm_presets, str) else list(dimm_presets)
+    sets = [assumptions] if isinstance(assumptions, str) else list(assumptions)
+    chosen = [system_class(name) if isinstance(name, str) else name for name in systems or DEFAULT_SYSTEMS]
+    orphans = {role for role in options.get("policies") or {} if not any(_has_role(cls, role) for cls in chosen)}
     asked = [
-        scenario(name, model=model, workload_=workload, assumptions=assumed, dimm_preset=preset, **given)
-        for name in chosen
-        for assumed in assumptions
-        for preset, given in _variants(name, list(dimm_presets), options)
+        scenario(cls, model=model, workload_=workload, assumptions=assumed, dimm_preset=preset, **given)
+        for cls in chosen
+        for assumed in sets
+        for preset, given in _variants(cls, presets, options, orphans)
     ]
     asked = _with_settings(asked, settings or {})
     runs: list[Run | None] = []
@@ -113,7 +122,7 @@ def compare(
         run, row = attempt(one, trace=trace, progress=_progress(report, one, k, len(asked)), engine=engine)
         runs.append(run)
         rows.append(row)
-    return Comparison(rows, runs, asked[0].seed if asked else 0)
+    return Comparison(rows, runs, asked[0].seed if asked else 0, asked)
 
 
 def attempt(
@@ -139,17 +148,27 @@ def _progress(report: Report | None, asked: Scenario, k: int, n: int) -> Progres
     return lambda finished, requests: report(asked, k + finished / requests, n)
 
 
-def _variants(
-    name: str | type[System], presets: list[str], options: Mapping[str, Any]
-) -> list[tuple[str | None, dict[str, Any]]]:
-    from hetmem.system import system_class
+def _has_role(cls: type[System], role: str) -> bool:
+    return role in POLICIES or role in cls.roles
 
-    cls = system_class(name) if isinstance(name, str) else name
-    foreign = () if cls.has_gpus else ("gpu", "gpus")
+
+def _variants(
+    cls: type[System], presets: list[str], options: Mapping[str, Any], orphans: set[str]
+) -> list[tuple[str | None, dict[str, Any]]]:
+    """Return what a system is run with: a preset or None, and the options that concern it.
+
+    Roles that no system has, the ``orphans``, stay, to be refused by name.
+    """
+    given = dict(options)
+    if given.get("policies"):
+        given["policies"] = {
+            role: name for role, name in given["policies"].items() if role in orphans or _has_role(cls, role)
+        }
+    foreign = () if cls.has_gpus else ("gpu", "gpus", "tp", "pp", "stack")
     if cls.has_dimms:
-        return [(preset, dict(options)) for preset in presets]
+        return [(preset, given) for preset in presets]
     foreign = (*foreign, "dimms", "multipliers")
-    return [(None, {key: value for key, value in options.items() if key not in foreign})]
+    return [(None, {key: value for key, value in given.items() if key not in foreign})]
 
 
 def _with_settings(asked: list[Scenario], settings: Mapping[str, Any]) -> list[Scenario]:

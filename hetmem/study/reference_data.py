@@ -9,8 +9,8 @@ from hetmem.errors import ConfigError
 VARIABLE = "HETMEM_SHARED_DATA"
 
 
-def read(relative: str) -> list[dict[str, str]]:
-    """Return the rows of a CSV file in the folder that ``HETMEM_SHARED_DATA`` names.
+def data_path(relative: str) -> Path:
+    """Return the path of a file in the folder that ``HETMEM_SHARED_DATA`` names.
 
     Raises
     ------
@@ -23,5 +23,10 @@ def read(relative: str) -> list[dict[str, str]]:
     path = Path(root) / relative
     if not path.is_file():
         raise ConfigError(VARIABLE, f"{path} is not there")
-    with path.open(encoding="utf-8", newline="") as file:
+    return path
+
+
+def read(relative: str) -> list[dict[str, str]]:
+    """Return the rows of a CSV file; errors as :func:`data_path`."""
+    with data_path(relative).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))

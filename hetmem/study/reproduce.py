@@ -5,6 +5,7 @@ is what the paper's own numbers give here, ``fair`` what remains when every syst
 """
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -69,10 +70,11 @@ def reproductions() -> dict[str, Reproduction]:
     from hetmem.study.reproduce_laws import dram, links
     from hetmem.study.reproduce_m2cache import m2cache
     from hetmem.study.reproduce_papi import papi
+    from hetmem.study.reproduce_serving import serving
 
     return {
         "hermes-baselines": hermes_baselines, "hermes": hermes, "h2m2": h2m2, "papi": papi, "attacc": attacc,
-        "m2cache": m2cache, "dram": dram, "links": links,
+        "m2cache": m2cache, "serving": serving, "dram": dram, "links": links,
     }  # fmt: skip
 
 
@@ -88,6 +90,22 @@ def reproduce(name: str) -> list[Row]:
     if name not in known:
         raise UnknownNameError("reproduction", name, tuple(known))
     return known[name]()
+
+
+def draw(name: str, path: Path) -> None:
+    """Save the picture of the reproduction ``name``.
+
+    Raises
+    ------
+    UnknownNameError
+        When there is no such reproduction, or it has no picture.
+    """
+    from hetmem.study import reproduce_serving
+
+    pictures = {"serving": reproduce_serving.plot}
+    if name not in pictures:
+        raise UnknownNameError("reproduction with a picture", name, tuple(pictures))
+    pictures[name](path)
 
 
 def as_json(rows: Iterable[Row]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from attrs import field, frozen
+from attrs import frozen
 
 from hetmem.errors import ConfigError
 from hetmem.monitor.energy import Energy
@@ -20,9 +20,13 @@ if TYPE_CHECKING:
     from hetmem.study.scenario import Scenario
 
 PERCENTILES = (50, 90, 99)
+SERVED = (
+    "makespan_s", "output_tokens_per_s", "steps", "preemptions", "kv_blocks", "batch", "refused_on_arrival",
+    "prefix_blocks", "attention", "stack",
+)  # fmt: skip
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Run:
     """What a simulation returns.
 
@@ -62,7 +66,12 @@ class Run:
     counters: Mapping[str, int]
     tables: Mapping[str, Table]
     footprint: Footprint
-    configuration: Mapping[str, Any] = field(repr=False)
+    configuration: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        names = ", ".join(str(name) for name in self.scenario.labels().values() if name is not None)
+        done = int((self.requests.column("status") == "done").sum())
+        return f"<Run of {names}: {done} of {len(self.requests)} requests, {self.tokens_per_s:.4g} tokens/s>"
 
     @property
     def elapsed_s(self) -> float:
@@ -114,7 +123,26 @@ class Run:
             "bound": max(shares, key=lambda name: shares[name]),
             "requests": {"in": len(self.requests), "done": done, "dropped": len(self.requests) - done},
             "refused": None,
+            **self._serving(),
         }
+
+    def _serving(self) -> dict[str, Any]:
+        """Return what a serving engine reports, and how attention was composed on which stack."""
+        blocks, counters, running = "kv_blocks_", self.counters, self.steps.column("running")
+        asked = counters.get("prefix_blocks_asked")
+        values = (
+            self.makespan_s,
+            self.tokens_per_s,
+            counters["steps"],
+            counters["preemptions"],
+            {name: counters[blocks + name] for name in ("total", "peak", "allocated", "freed", "held")},
+            {"mean": float(running.mean()), "max": int(running.max())},
+            counters["refused_on_arrival"],
+            None if asked is None else {"asked": asked, "reused": counters["prefix_blocks_reused"]},
+            self.configuration["serving"]["attention"],
+            self.configuration["stack"],
+        )
+        return dict(zip(SERVED, values, strict=True))
 
     def save(self, directory: str | Path) -> Path:
         """Write Parquet tables and a manifest to ``directory``; the manifest comes last.

@@ -64,6 +64,8 @@ def _replaced(node: Any, parts: list[str], value: Any, path: str) -> Any:
     elif attrs.has(type(child)):
         inside = ", ".join(field.name for field in attrs.fields(type(child)) if field.name not in ("name", "id"))
         raise ConfigError(path, f"is a group; set one of its fields: {inside}")
+    elif instead := fields[name].metadata.get("instead"):
+        raise ConfigError(path, instead)
     else:
         new = _typed(value, fields[name], path)
     try:
@@ -76,6 +78,8 @@ def _replaced(node: Any, parts: list[str], value: Any, path: str) -> Any:
 
 def _typed(value: Any, field: "attrs.Attribute[Any]", path: str) -> Any:
     kinds = get_args(field.type) or (field.type,)
+    if value is not None and any(attrs.has(kind) for kind in kinds):
+        raise ConfigError(path, f"this machine has no {field.name}")
     if isinstance(value, str):
         value = _parsed(value, field.name, kinds, path)
     if isinstance(value, float) and int in kinds and value.is_integer():

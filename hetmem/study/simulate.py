@@ -12,27 +12,30 @@ from hetmem.engine.evaluator import Evaluator
 from hetmem.engine.executor import Executor, OnTask
 from hetmem.engine.floor import FloorCheck
 from hetmem.engine.kv_cache import KvCache
-from hetmem.engine.scheduler import Scheduler
+from hetmem.engine.prefix_cache import PrefixCache, has_hashes
+from hetmem.engine.scheduler import ENGINE, Scheduler
 from hetmem.engine.step import StepOutcome
+from hetmem.engine.swap import SwapSpace
 from hetmem.errors import CapacityError, ConservationError, UnknownNameError, UnsupportedError
 from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.clock import Clock
 from hetmem.hardware.config import MachineConfig
 from hetmem.hardware.lane import Lane
 from hetmem.hardware.ledger import Ledger
-from hetmem.hardware.machine import Machine
+from hetmem.hardware.machine import Machine, Unit
 from hetmem.hardware.server import Server
 from hetmem.model import ModelSpec
 from hetmem.monitor.energy import Energy, account
 from hetmem.monitor.phases import Meter, PhaseAccount, total_fj
 from hetmem.monitor.recorder import Recorder
+from hetmem.study.checked_policy import CheckedAdmission, CheckedBatching
 from hetmem.study.footprint import footprint, inventory
 from hetmem.study.run import Run
 from hetmem.study.scenario import POLICIES, Configuration, Scenario, Serving, scenario, unstructured
 from hetmem.study.speculating import draft_model, speculation
 from hetmem.system import Setup, System
-from hetmem.units import to_s
-from hetmem.workload import FixedBatch, RequestTable
+from hetmem.units import to_ps, to_s
+from hetmem.workload import FixedBatch
 
 Progress = Callable[[int, int], None]
 
@@ -66,7 +69,9 @@ def simulate(
         One of :data:`ENGINES`.
     options
         The other fields of :class:`hetmem.study.scenario.Scenario`: ``assumptions``, ``batch``, ``requests``,
-        ``rate``, ``gpu``, ``gpus``, ``dimms``, ``policies``, ``settings``, ``seed``, …
+        ``rate``, ``gpu``, ``gpus``, ``tp``, ``pp``, ``stack``, ``dimms``, ``token_budget``, ``kv_blocks``,
+        ``block_size``, ``preempt``, ``swap_to``, ``host_step_us``, ``attention``, ``policies``, ``settings``,
+        ``seed``, …; ``max_num_seqs`` for ``batch`` and ``admission`` for that policy.
 
     Raises
     ------
@@ -87,10 +92,33 @@ def run_scenario(
     if engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES)
     config = asked.configuration()
+    try:
+        return _run(asked, config, trace, progress, engine)
+    except CapacityError as error:
+        raise _of_the_whole(error, config) from None
+
+
+def _of_the_whole(error: CapacityError, config: Configuration) -> CapacityError:
+    """Return the error with the memory of the GPU where only the usable part of it was counted."""
+    machine = config.machine
+    if (
+        isinstance(machine, MachineConfig)
+        and error.memory.startswith("gpu")
+        and error.capacity == machine.gpu_usable_bytes < machine.gpu.capacity_bytes
+    ):
+        return CapacityError(
+            error.memory, error.asked, error.free, error.capacity, error.held, machine.gpu.capacity_bytes
+        )
+    return error
+
+
+def _run(asked: Scenario, config: Configuration, trace: bool, progress: Progress | None, engine: str) -> Run:
     requests = asked.workload.requests(
         max_context=config.model.max_context, n=asked.requests, rate=asked.rate, seed=asked.seed,
         truncate=asked.truncate,
     )  # fmt: skip
+    if not len(requests) and requests.dropped:
+        raise UnsupportedError(asked.system.name, _beyond_context(config.model))
     longest = int((requests.prompt_tokens + requests.output_tokens).max()) if len(requests) else 1
     planner = asked.system(
         Setup(
@@ -108,10 +136,14 @@ def run_scenario(
             asked.seed,
             draft_model(config),
             config.activity,
+            config.serving.attention,
+            config.serving.kv_memory,
         )
     )
     drafts = speculation(asked, config)
     machine = planner.machine()
+    if config.serving.host_step_s:
+        machine = evolve(machine, units=(*machine.units, Unit(ENGINE, ENGINE, None, None)))
     env = Clock()
     enforced = config.serving.enforce_capacity
     servers: Mapping[str, Server | Lane]
@@ -126,8 +158,7 @@ def run_scenario(
     executor = _executor(engine, env, servers, recorder.task if trace else None)
     floor = FloorCheck(planner.floor_s)
     meters = [
-        Meter(unit, servers[unit.name].busy_at, partial(_dynamic_fj, servers[unit.name], env))
-        for unit in machine.units
+        Meter(unit, servers[unit.name].busy_at, partial(_dynamic_fj, servers[unit.name], env)) for unit in machine.units
     ]
     phases = PhaseAccount(meters, _always_on(machine))
 
@@ -135,11 +166,22 @@ def run_scenario(
         floor.check(outcome)
         phases.step(outcome)
 
-    scheduler = Scheduler(env, executor, ledger, planner, on_step)
-    loop = DecodeLoop(
-        env, scheduler, kv, recorder, requests, _policy(asked, "batching", config), _policy(asked, "admission", config),
-        config.serving.token_budget, progress, drafts, planner.needs_contexts,
-    )  # fmt: skip
+    scheduler = Scheduler(
+        env, executor, ledger, planner, on_step, to_ps(config.serving.host_step_s), planner.swap_graph
+    )
+    swap = _swap_space(config.serving, planner, ledger, kv)
+    prefixes = PrefixCache(kv) if config.serving.prefix_reuse and has_hashes(requests.prefix_blocks) else None
+    sizes = _batches(config)
+    if drafts is not None and len(sizes) > 1:
+        raise UnsupportedError(planner.name, "speculates on one pipeline stage only")
+    loop: DecodeLoop | None = None
+    for size in sizes:
+        loop = DecodeLoop(
+            env, scheduler, kv, recorder, requests, _policy(asked, "batching", size), _policy(asked, "admission", size),
+            config.serving.token_budget, progress, drafts, planner.needs_contexts, swap=swap, prefixes=prefixes,
+            beside=loop,
+        )  # fmt: skip
+    assert loop is not None
     for number, reason in requests.dropped:
         recorder.dropped(number, -1, -1, -1, reason)
     env.run()
@@ -148,45 +190,73 @@ def run_scenario(
     floor.raise_if_broken()
     _check_busy(servers, env.now)
     if not loop.finished:
-        raise UnsupportedError(asked.system.name, _nothing_done(requests, kv))
+        room = kv.total * kv.block_tokens
+        raise UnsupportedError(asked.system.name, f"no request fits in the KV cache of {room} tokens")
     phases.close(env.now)
     energy = _energy(machine, servers, env.now, planner.spent_fj(), phases.by_phase())
     counted = planner.counters()
+    counters = {
+        "steps": scheduler.steps, "events": next(env._eid), "preemptions": loop.preemptions,
+        "refused_on_arrival": loop.intake.refused, "tasks": sum(server.jobs for server in servers.values()),
+        "kv_blocks_total": kv.total, "kv_blocks_peak": kv.peak, "kv_blocks_allocated": kv.allocated,
+        "kv_blocks_freed": kv.freed, "kv_blocks_held": kv.used, "bytes_over_capacity": ledger.excess_bytes,
+        **counted,
+    }  # fmt: skip
+    if swap is not None:
+        counters |= {"kv_blocks_swapped_out": swap.out, "kv_blocks_swapped_back": swap.back}
+    if prefixes is not None:
+        counters |= {"prefix_blocks_asked": prefixes.asked, "prefix_blocks_reused": prefixes.reused}
     return Run(
         scenario=asked, requests=recorder.requests, steps=recorder.steps, utilization=recorder.utilization,
         tasks=recorder.tasks, energy=energy, elapsed_ps=env.now,
         tables={**planner.tables(), **loop.tables()},
         busy_ps={name: server.busy_at(env.now) for name, server in servers.items()},
         output_tokens=loop.delivered,
-        counters={
-            "steps": scheduler.steps, "events": next(env._eid), "preemptions": loop.preemptions,
-            "tasks": sum(server.jobs for server in servers.values()),
-            "kv_blocks_total": kv.total, "kv_blocks_peak": kv.peak, "kv_blocks_allocated": kv.allocated,
-            "kv_blocks_freed": kv.freed, "kv_blocks_held": kv.used, "bytes_over_capacity": ledger.excess_bytes,
-            **counted,
-        },
+        counters=counters,
         footprint=footprint(
             inventory(machine, config.machine, ledger), phases.spells(), to_s(env.now), config.accounting,
             (counted.get("ssd_bytes_read", 0), counted.get("ssd_bytes_written", 0)),
         ),
         configuration=unstructured(config) | {"workload": asked.workload.describe(), "seed": asked.seed,
                                               "assumptions": asked.assumptions, "dimm_preset": asked.dimm_preset,
-                                              "decisions": dict(planner.decisions())},
+                                              "decisions": dict(planner.decisions()),
+                                              "stack": _stack(config.machine)},
     )  # fmt: skip
 
 
-def _executor(
-    engine: str, env: Clock, servers: Mapping[str, Any], on_task: OnTask | None
-) -> Executor | Evaluator:
+def _executor(engine: str, env: Clock, servers: Mapping[str, Any], on_task: OnTask | None) -> Executor | Evaluator:
     return (Executor if engine == "event" else Evaluator)(env, servers, on_task)
 
 
-def _policy(asked: Scenario, role: str, config: Configuration) -> Any:
+def _stack(machine: MachineConfig | BoardConfig) -> str | None:
+    """Return the software stack whose kernel times hold; None without GPUs."""
+    return machine.gpu_law.stack if isinstance(machine, MachineConfig) else None
+
+
+def _batches(config: Configuration) -> list[int]:
+    """Return the most sequences of each decode loop: a loop per pipeline stage, none without sequences."""
+    stages = config.machine.stages if isinstance(config.machine, MachineConfig) else 1
+    batch = config.serving.batch
+    sizes = (batch // stages + (k < batch % stages) for k in range(stages))
+    return [size for size in sizes if size]
+
+
+def _swap_space(serving: Serving, planner: System, ledger: Ledger, kv: KvCache) -> SwapSpace | None:
+    if serving.swap_to is None:
+        return None
+    known = planner.swap_memories()
+    if serving.swap_to not in known:
+        names = f"it has {', '.join(known)}" if known else "it has none"
+        raise UnsupportedError(planner.name, f"no memory {serving.swap_to!r} to swap keys and values to; {names}")
+    return SwapSpace(ledger, serving.swap_to, kv)
+
+
+def _policy(asked: Scenario, role: str, batch: int) -> Any:
     chosen = asked.policies.get(role)
     if chosen is not None and not isinstance(chosen, str):
-        return chosen
+        return (CheckedBatching if role == "batching" else CheckedAdmission)(chosen)
     if role == "batching":
-        return POLICIES[role][asked.batching()](config.serving.batch)
+        return POLICIES[role][asked.batching()](batch)
     return POLICIES[role][chosen or "fcfs"]()
 
 
@@ -212,10 +282,8 @@ def _require_batch(asked: Scenario, config: Configuration, kv: KvCache, ledger: 
         raise CapacityError(memory, blocks * per_block, kv.total * per_block, ledger.capacities[memory], held)
 
 
-def _nothing_done(requests: RequestTable, kv: KvCache) -> str:
-    if not len(requests):
-        return f"no request is left to serve ({len(requests.dropped)} dropped: context)"
-    return f"no request fits in the KV cache of {kv.total * kv.block_tokens} tokens"
+def _beyond_context(model: ModelSpec) -> str:
+    return f"every request exceeds the context of {model.id}, {model.max_context} tokens; --truncate cuts requests"
 
 
 def _check_busy(servers: Mapping[str, Server | Lane], elapsed_ps: int) -> None:

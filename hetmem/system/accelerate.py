@@ -75,4 +75,6 @@ class Accelerate(OffloadSystem):
         return self.templates["step"]
 
     def floor_s(self, view: StepView) -> float:
-        return self.moved_bytes / (self.config.pcie.peak_gbs * 1e9)
+        # Copies and kernels take turns.
+        copied_s = self.moved_bytes / (self.config.pcie.peak_gbs * 1e9)
+        return copied_s + self.read_bytes(view) / self.config.gpu.memory_bytes_per_s

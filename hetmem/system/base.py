@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 from attrs import Factory, field, frozen
 
-from hetmem.engine.graph import Template
+from hetmem.engine.graph import TaskGraph, Template
 from hetmem.engine.step import Plan, StepOutcome, StepView
+from hetmem.engine.swap import KvMoves
 from hetmem.errors import ConfigError, UnsupportedError
 from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.config import MachineConfig
@@ -34,7 +35,8 @@ class Setup:
     beforehand. They need room for ``kv_tokens`` in the KV cache, its blocks and its share of the free memory
     accounted for, and no step computes more than ``step_tokens`` new tokens. ``seed`` is that of the run's
     random streams. ``draft`` is the model that drafts tokens for speculative decoding, None where drafts cost
-    nothing.
+    nothing. ``attention`` says how a step with prefill and decodes launches attention
+    (:data:`hetmem.system.ops.COMPOSITIONS`); ``kv_memory`` names the memory of the KV cache, None the system's own.
     """
 
     model: ModelSpec
@@ -51,6 +53,8 @@ class Setup:
     seed: int = 0
     draft: ModelSpec | None = None
     activity: ActivityConfig | None = None
+    attention: str = "sum"
+    kv_memory: str | None = None
 
 
 class System(ABC):
@@ -68,6 +72,10 @@ class System(ABC):
     moe_only: ClassVar[str | None] = None
     #: Whether weights are split over near-data DIMMs, so that a DIMM preset matters.
     has_dimms: ClassVar[bool] = False
+    #: Whether it runs on any number of GPUs, in tensor-parallel shards and pipeline stages.
+    any_gpus: ClassVar[bool] = False
+    #: Whether simulating it draws neurons step by step, which takes minutes for a long comparison.
+    slow: ClassVar[bool] = False
     #: Whether it runs on GPUs, or else on a board of memories with compute chips.
     has_gpus: ClassVar[bool] = True
     #: Whether its plans need the context of each decoding sequence.
@@ -80,12 +88,16 @@ class System(ABC):
     def __init__(self, setup: Setup) -> None:
         if self.moe_only and not setup.model.n_experts:
             raise UnsupportedError(self.name, f"{self.moe_only}; {setup.model.id} is dense")
+        if setup.kv_memory is not None and not self.any_gpus:
+            raise UnsupportedError(self.name, f"places its KV cache itself, not in {setup.kv_memory}")
         if setup.draft is not None and not self.drafts:
             raise UnsupportedError(self.name, f"has no place to run a draft model ({setup.draft.id})")
         self.setup = setup
         self.model, self.precision = setup.model, setup.precision
         if isinstance(setup.machine, MachineConfig):
             self.config = setup.machine
+            if setup.machine.stages > 1 and not self.any_gpus:
+                raise UnsupportedError(self.name, f"has no pipeline stages, and the machine has {setup.machine.stages}")
         else:
             self.board = setup.machine
         if isinstance(setup.machine, MachineConfig) is not self.has_gpus:
@@ -113,6 +125,14 @@ class System(ABC):
     @abstractmethod
     def plan(self, view: StepView) -> Plan:
         """Return the step's plan; pure and repeatable."""
+
+    def swap_memories(self) -> tuple[str, ...]:
+        """Return the memories that keys and values of preempted sequences can go to."""
+        return ()
+
+    def swap_graph(self, moves: KvMoves) -> TaskGraph:
+        """Return the graph of the copies to and from the swap space before a step."""
+        raise UnsupportedError(self.name, "has no memory to swap keys and values to")
 
     def decisions(self) -> Mapping[str, Any]:
         """Return what was decided before the run, as plain values for its manifest."""
@@ -145,12 +165,9 @@ class System(ABC):
 
     @cached_property
     def active_weight_bytes(self) -> int:
-        """Weights that any step reads: all but the experts not chosen and tables of which a step reads a few rows."""
-        model = self.model
-        looked_up = model.learned_positions * model.d_model
-        if not model.tied_embeddings:
-            looked_up = model.outer_params["embedding"]
-        return (model.params_active - looked_up) * self.precision.weights_bits // 8
+        """Weights that any step reads: no head, no experts not chosen, no tables of which a step reads a few rows."""
+        outer = self.model.outer_params
+        return (self.model.params_active - outer["embedding"] - outer["head"]) * self.precision.weights_bits // 8
 
     @cached_property
     def head_bytes(self) -> int:
@@ -161,6 +178,11 @@ class System(ABC):
         """Return the KV bytes that the attention of a step reads at least."""
         shapes = (shape for shape in (view.prefill, view.decode) if shape is not None)
         return sum(shape.kv_tokens for shape in shapes) * self.model.kv_bytes_per_token(self.precision)
+
+    def read_bytes(self, view: StepView) -> int:
+        """Return the bytes that the kernels of a step read at least: weights, keys and values, the head if sampled."""
+        sampled = any(shape.sampled for shape in (view.prefill, view.decode) if shape is not None)
+        return self.active_weight_bytes + (self.head_bytes if sampled else 0) + self.kv_read_bytes(view)
 
     def layer_blocks(self, first: int = 0, count: int | None = None) -> list[tuple[str, int]]:
         """Return (label, number) of the runs of equal layers to lower as one: each layer when unrolled."""

@@ -2,11 +2,11 @@
 
 As Hermes (HPCA'25) adapts it: weights are in host memory, reached through unified memory at the rate of pageable
 copies; a trained predictor says which neurons of QKV and MLP are active, and they and the dense output projection are
-copied, layer by layer, nothing ahead. The predictor is taken to be right. A prompt needs all weights.
+copied, layer by layer, nothing ahead. The predictor is taken to be right. A prompt needs all weights. The head stays.
 
-As published, computation is what its printed breakdown leaves for it, nothing stays on the GPU, and the printed times
-do not grow with the batch, so one sequence stands for all. Else the predictors are resident and read for every layer,
-output projections stay while they fit, kernels are priced, and every sequence of the batch brings its neurons.
+As published, computation is what its printed breakdown leaves for it, nothing else stays on the GPU, and the printed
+times do not grow with the batch, so one sequence stands for all. Else the predictors are resident and read for every
+layer, output projections stay while they fit, kernels are priced, and every sequence of the batch brings its neurons.
 """
 
 from collections.abc import Mapping
@@ -37,6 +37,7 @@ class DejaVu(OffloadSystem):
 
     name = "deja-vu"
     summary = "active neurons, as a trained predictor says, are copied to the GPU when needed"
+    slow = True
     has_neurons = True
 
     def __init__(self, setup: Setup) -> None:
@@ -60,9 +61,9 @@ class DejaVu(OffloadSystem):
 
     def place(self, ledger: Ledger) -> None:
         held = sum(self.group_bytes["proj"] for layer in self.resident if layer)
-        ledger.allocate("weights", "gpu0", held + (self.head_bytes if self.printed is None else 0))
+        ledger.allocate("weights", "gpu0", held + self.head_bytes)
         ledger.allocate("predictors", "gpu0", self.predictor_bytes)
-        ledger.allocate("weight-buffer", "gpu0", BUFFERS * max(self.layer_bytes, self.head_bytes))
+        ledger.allocate("weight-buffer", "gpu0", BUFFERS * self.layer_bytes)
         ledger.allocate("weights", "host", self.total_bytes)
 
     def kv_bytes_per_token(self) -> dict[str, int]:
@@ -127,7 +128,6 @@ class DejaVu(OffloadSystem):
             if self.printed is not None:
                 compute = Cost(round(costs[f"load.{slot}@pcie.h2d"].ps * self.printed))
             costs[f"{slot}.compute"], costs[f"{slot}.memory"] = compute, memory
-        costs |= self.copy_costs("load.head", self.head_bytes, self.path())
         return costs | self.stage_costs("head", self.ops.head(shape))
 
     def _prefill_costs(self, shape: StepShape) -> dict[str, Cost]:
@@ -136,7 +136,7 @@ class DejaVu(OffloadSystem):
         for held in dict.fromkeys(map(bool, self.resident)):
             n_bytes = self.layer_bytes - (self.group_bytes["proj"] if held else 0)
             costs |= self.copy_costs(f"load.prefill.{held}", n_bytes, self.path())
-        return costs | self.copy_costs("load.head", self.head_bytes, self.path())
+        return costs
 
     # -- the graph ---------------------------------------------------------------------------------------------
 
@@ -152,15 +152,14 @@ class DejaVu(OffloadSystem):
                     at = graph.transfer(load, path.hops, at, lag_ps=path.lag_ps)
                 return graph.kernel(slot, "gpu0", "gpu0.hbm", at)
 
-            head = None if self.printed is None else "load.head"
             if prefill:
                 for held in map(bool, self.resident):
                     at = stage(f"load.prefill.{held}", "prefill.layer", at)
-                at = stage(head, "prefill.head", at)
+                at = stage(None, "prefill.head", at)
             if decode:
                 for layer in range(self.model.n_layers):
                     at = stage(f"load.l{layer}", f"l{layer}", at)
-                stage(head, "head", at)
+                stage(None, "head", at)
             self.templates[key] = graph.build()
         return self.templates[key]
 

@@ -87,7 +87,7 @@ class Fiddler(HostComputeSystem):
                     moved = (op.n_bytes - op.weight_bytes) / uses * tokens
                     ops.append(Op(op.name, op.flops / uses * tokens, weights + moved, weights))
             cpu_s = sum(self.cpu_s(op.flops, op.n_bytes, vectors=tokens == 1) for op in ops) if tokens else 0.0
-            gpu_s = sum(self.config.gpu.legs_s(op.flops, op.n_bytes, self.ops.dtype).total_s for op in ops)
+            gpu_s = sum(self.ops.law.legs_s(op.flops, op.n_bytes, self.ops.dtype)[0] for op in ops)
             self._times[tokens] = (cpu_s, sum(op.n_bytes for op in ops), gpu_s, ops)
         return self._times[tokens]
 

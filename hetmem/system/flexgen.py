@@ -195,10 +195,10 @@ class FlexGen(OffloadSystem):
 
     def _cpu_attention_s(self, shape: StepShape, share: float) -> tuple[float, float, float]:
         """Return the seconds that a share of attention takes the CPU, its launch alone, and host DRAM."""
-        assert self.config.cpu is not None
+        law = self.host_cpu
+        assert law is not None
         kernels = attention(self.model, shape, self.precision)
         flops, n_bytes = (share * sum(getattr(k, what) for k in kernels) for what in ("flops", "bytes"))
-        law = self.config.cpu
         return law.legs_s(flops, n_bytes).total_s, law.launch_s, n_bytes / self.kv_rate
 
     # -- machine and ledger ------------------------------------------------------------------------------------
@@ -357,10 +357,10 @@ class FlexGen(OffloadSystem):
         bounds = [wire / (self.config.pcie.peak_gbs * 1e9)]
         if disk and self.config.ssd is not None:
             bounds.append(disk / (self.config.ssd.read_gbs * 1e9))
-        compute = (self.active_weight_bytes - self.head_bytes) / gpu
-        if self.on_cpu and view.decode is not None:
+        compute = (self.read_bytes(view) - self.kv_read_bytes(view)) / gpu
+        if self.on_cpu and self.host_cpu is not None and view.decode is not None:
             attended = view.decode.kv_tokens * off_gpu(self.kv_split)
-            compute += attended / (self.host.system.peak_gbs * 1e9)
+            compute += attended / self.host_cpu.memory_bytes_per_s
         elif not self.on_cpu:
             compute += self.kv_read_bytes(view) / gpu
         return max(*bounds, compute)

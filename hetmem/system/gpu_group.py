@@ -88,6 +88,7 @@ class GpuGroup(System):
         self.gpu = TiledGpu.of(
             self.config.gpu, self.config.gpu_link, corrected_energy=self.tile.corrected_energy,
             measured_ring=self.tile.measured_all_reduce,
+            compute_efficiency=self.tile.compute_efficiency, memory_efficiency=self.tile.memory_efficiency,
         )  # fmt: skip
         self.blocks = self.layer_blocks()
         self.times = self.blocks[0][1]

@@ -25,7 +25,7 @@ from hetmem.model import StepShape, layer_kernels
 from hetmem.model.activity_config import BLOCKS
 from hetmem.monitor.table import Table
 from hetmem.system.base import Setup
-from hetmem.system.ndp_base import NdpSystem
+from hetmem.system.ndp_base import NdpSystem, is_chunk
 from hetmem.system.neuron_placement import (
     ADJUSTERS,
     BALANCERS,
@@ -37,7 +37,7 @@ from hetmem.system.neuron_placement import (
     predictor,
 )  # fmt: skip
 from hetmem.system.neuron_state import NeuronState, NeuronStep, Work
-from hetmem.system.ops import ATTENTION, Op
+from hetmem.system.ops import Op
 from hetmem.system.sparse import (
     NeuronModel,
     NeuronPlan,
@@ -58,6 +58,7 @@ class Hermes(NdpSystem):
 
     name = "hermes"
     summary = "hot neurons on the GPU, cold ones and attention on NDP-DIMMs, adjusted and rebalanced while decoding"
+    slow = True
     has_neurons = True
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "partition": tuple(PARTITIONS), "predictor": tuple(PREDICTORS), "adjustment": tuple(ADJUSTERS),
@@ -95,7 +96,7 @@ class Hermes(NdpSystem):
 
     def _partition_rates(self, room: int) -> Rates:
         read_s, mac_s = 1 / self.weight_rate, self.pool.mac_s(8 / self.precision.weights_bits)
-        gpu_rate = self.config.gpu.memory_bytes_per_s * self.config.gpu.memory_efficiency
+        gpu_rate = self.config.gpu.memory_bytes_per_s * self.ops.law.efficiencies[1]
         return Rates(
             gpu_s_per_byte=1 / gpu_rate,
             dimm_s_per_byte=max(read_s, mac_s) if self.pool.overlapped else read_s + mac_s,
@@ -110,8 +111,7 @@ class Hermes(NdpSystem):
         link = self.config.dimm_link
         assert link is not None
         return tuple(
-            Unit(f"dimm{d}.link", "dimm-link", link.idle_w or 0.0, link.idle_w or 0.0, (f"dimm{d}",))
-            for d in range(self.pool.count)
+            Unit(f"dimm{d}.link", "dimm-link", link.idle_w, link.idle_w, (f"dimm{d}",)) for d in range(self.pool.count)
         )
 
     def place(self, ledger: Ledger) -> None:
@@ -125,6 +125,7 @@ class Hermes(NdpSystem):
             ledger.allocate("weights", f"dimm{dimm}", self.share_bytes)
             ledger.allocate("neurons", f"dimm{dimm}", int(np.asarray(held)[dimm]))
             ledger.allocate("room for moves", f"dimm{dimm}", self.slack_bytes)
+        self.place_buffers(ledger)
 
     def decisions(self) -> Mapping[str, Any]:
         return {"partition": self.placement.described(), **self.neurons.table_bytes()}
@@ -140,7 +141,7 @@ class Hermes(NdpSystem):
         if view.prefill is not None:
             costs |= self.prefill_costs(view.prefill)
         if view.decode is None:
-            return NeuronPlan(self._template(True, False, False, False).bind(costs))
+            return NeuronPlan(self._template(True, is_chunk(view.prefill), False, False, False).bind(costs))
         costs |= self._dense_costs(view.decode)
         copy_bytes, link_bytes = self._gap_bytes(view.decode)
         step = self.state.plan(view.order, view.decode.sequences, copy_bytes, link_bytes)
@@ -150,7 +151,7 @@ class Hermes(NdpSystem):
                 costs |= self._neuron_costs(block, ".late", step.late[block], view.decode)
         costs |= self._copy_costs(step) | self._move_costs(step) | self.head_costs(view.decode)
         copies, moves = bool(step.copied_bytes.any()), bool(step.sent_bytes.any())
-        template = self._template(view.prefill is not None, True, copies, moves)
+        template = self._template(view.prefill is not None, is_chunk(view.prefill), True, copies, moves)
         changed = np.flatnonzero(step.copied_bytes.any(axis=1) | step.sent_bytes.any(axis=1)).tolist()
         handles = {layer: Handle((view.order, layer)) for layer in changed}
         publish = {template.names[f"landed.{layer}"]: handle for layer, handle in handles.items()}
@@ -170,7 +171,7 @@ class Hermes(NdpSystem):
 
     def _gap_bytes(self, shape: StepShape) -> tuple[float, float]:
         """Return what PCIe and one DIMM-link carry while a projection runs."""
-        whole, _ = self.config.gpu.legs_s(*self._projection(shape), self.ops.dtype)
+        whole, _ = self.ops.law.legs_s(*self._projection(shape), self.ops.dtype)
         link_s = max(0.0, float(whole) - self.link.latency_s)
         return float(whole) * self.config.prefill_path().gbs * 1e9, link_s * self.link.gbs * 1e9
 
@@ -182,9 +183,9 @@ class Hermes(NdpSystem):
     def _dense_costs(self, shape: StepShape) -> dict[str, Cost]:
         """Return the costs that all layers have alike."""
         kernels = layer_kernels(self.model, shape, self.precision)
-        costs = self.dimm_costs("attention", [k for k in kernels if k.name in ATTENTION], self.kv_rate)
+        costs = self.attention_costs("attention", shape)
         costs["proj.compute"], costs["proj.memory"] = self.ops.price(Op("proj", *self._projection(shape), 0))
-        costs["hop"] = self.hop_cost(shape.tokens)
+        costs |= {f"hop{kernel}": self.hop_cost(shape.tokens, kernel[1:]) for kernel in ("", ".qkv", ".attention")}
         norm = sum(k.flops for k in kernels if k.name == "attn_norm") / 2
         widths = {"qkv": self.model.q_width + 2 * self.model.kv_width, "mlp": self.model.d_model}
         for block, width in widths.items():
@@ -196,7 +197,7 @@ class Hermes(NdpSystem):
         """Return the costs of the computed neurons of all layers, on the GPU and on each DIMM."""
         pool, model, n_layers = self.pool, self.neurons, self.model.n_layers
         passed = 2 * shape.tokens * self.model.d_model * self.precision.activation_bits / 8
-        compute, memory = hot_costs(self.config.gpu, self.ops.dtype, model, block, work, passed)
+        compute, memory = hot_costs(self.ops.law, self.ops.dtype, model, block, work, passed)
         n_bytes = (work.units[:, 1:] * model.unit_bytes[block]).ravel()
         macs = (work.macs[:, 1:] * model.macs_per_unit[block]).ravel()
         reads = costs_of(n_bytes / self.rates[block], n_bytes, n_bytes * pool.read_fj(1e6) * 1e-6)
@@ -244,13 +245,13 @@ class Hermes(NdpSystem):
 
     # -- the graph ---------------------------------------------------------------------------------------------
 
-    def _template(self, prefill: bool, decode: bool, copies: bool, moves: bool) -> Template:
-        key: Any = (prefill, decode, copies, moves)
+    def _template(self, prefill: bool, chunked: bool, decode: bool, copies: bool, moves: bool) -> Template:
+        key: Any = (prefill, chunked, decode, copies, moves)
         if key not in self.templates:
             graph = GraphBuilder()
             at = graph.join()
             if prefill:
-                at = self.lower_prefill(graph, at)
+                at = self.lower_prefill(graph, at, chunked=chunked)
             if decode:
                 for layer in range(self.model.n_layers):
                     at = self._lower_layer(graph, layer, at, copies, moves)
@@ -261,7 +262,7 @@ class Hermes(NdpSystem):
     def _lower_layer(self, graph: GraphBuilder, layer: int, at: int, copies: bool, moves: bool) -> int:
         at = graph.join(at, name=f"start.{layer}")
         at = self._lower_block(graph, layer, "qkv", at)
-        at = self._hop(graph, graph.join(self.on_dimms(graph, "attention", at)), "pcie.h2d")
+        at = self._hop(graph, graph.join(self.on_dimms(graph, "attention", at)), "pcie.h2d", ".attention")
         if copies or moves:
             self._lower_background(graph, layer, at, copies, moves)
         at = self._hop(graph, graph.kernel("proj", "gpu0", "gpu0.hbm", at), "pcie.d2h")
@@ -269,9 +270,9 @@ class Hermes(NdpSystem):
 
     def _lower_block(self, graph: GraphBuilder, layer: int, block: str, at: int) -> int:
         """Add the neurons of a block: the GPU's beside the DIMMs', and the merge on the DIMMs."""
-        slot = f"l{layer}.{block}"
+        slot, left = f"l{layer}.{block}", ".qkv" if block == "qkv" else ""
         hot = graph.kernel(slot, "gpu0", "gpu0.hbm", self._hop(graph, at, "pcie.h2d"))
-        ends = [*self.on_dimms(graph, slot, at, own=True), self._hop(graph, hot, "pcie.d2h")]
+        ends = [*self.on_dimms(graph, slot, at, own=True), self._hop(graph, hot, "pcie.d2h", left)]
         if self.late:
             known = graph.join(ends)
             hot = graph.kernel(f"{slot}.late", "gpu0", "gpu0.hbm", known)
@@ -300,8 +301,8 @@ class Hermes(NdpSystem):
                 leg(f"dimm{dimm}.link", f"{tag}@link{dimm}", tag)
         graph.join(ends, background=True, name=f"landed.{layer}")
 
-    def _hop(self, graph: GraphBuilder, at: int, wire: str) -> int:
-        return graph.task(wire, "hop", at, lag_ps=to_ps(self.config.sync_s), tag="sync")
+    def _hop(self, graph: GraphBuilder, at: int, wire: str, left: str = "") -> int:
+        return graph.task(wire, f"hop{left}", at, lag_ps=to_ps(self.config.sync_s), tag="sync")
 
     def floor_s(self, view: StepView) -> float:
         floor = 0.0
@@ -313,4 +314,4 @@ class Hermes(NdpSystem):
             dense = self.model.n_layers * self.group_bytes["proj"] + self.head_bytes
             # Cold neurons, attention and the dense matrices take turns; resident neurons hide behind the cold ones.
             floor += (cold + kv) / pool + dense / self.config.gpu.memory_bytes_per_s
-        return floor + (self.prefill_floor_s() if view.prefill is not None else 0.0)
+        return floor + (self.prefill_floor_s(view.prefill) if view.prefill is not None else 0.0)

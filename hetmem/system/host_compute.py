@@ -13,9 +13,9 @@ class HostComputeSystem(OffloadSystem):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        if self.config.cpu is None:
+        if self.host_cpu is None:
             raise ConfigError("machine.cpu", f"{self.name} computes on the host, and the machine has no CPU")
-        self.cpu: CpuSpec = self.config.cpu
+        self.cpu: CpuSpec = self.host_cpu
         self.hidden_bytes = self.model.d_model * self.precision.activation_bits // 8
 
     def cpu_s(self, flops: float, n_bytes: float, *, vectors: bool = False) -> float:

@@ -67,7 +67,7 @@ class Lia(HostComputeSystem):
             found.append(
                 Sublayer(
                     cpu_s=sum(self.cpu_s(k.flops, k.bytes, vectors=vectors) for k, vectors in kernels),
-                    gpu_s=sum(self.config.gpu.legs_s(k.flops, k.bytes, self.ops.dtype).total_s for k, _ in kernels),
+                    gpu_s=sum(self.ops.law.legs_s(k.flops, k.bytes, self.ops.dtype)[0] for k, _ in kernels),
                     operand_bytes=round(sum(k.weight_bytes + k.kv_read_bytes for k, _ in kernels)),
                     input_bytes=inputs[name],
                     store_bytes=round(sum(k.kv_write_bytes for k, _ in kernels)),
@@ -151,6 +151,6 @@ class Lia(HostComputeSystem):
         return {"decode_vector": list(self.policy.decide(seen).vector)}
 
     def floor_s(self, view: StepView) -> float:
-        read = self.active_weight_bytes - self.head_bytes + self.kv_read_bytes(view)
+        read = self.active_weight_bytes + self.kv_read_bytes(view)
         # Each byte is read by the CPU or copied over the link; the faster of the two bounds both together.
         return max(0, read) / (self.cpu.memory_bytes_per_s + self.config.pcie.peak_gbs * 1e9)

@@ -60,11 +60,11 @@ class MoeLightning(HostComputeSystem):
         experts = groups["up"] + groups["down"]
         dense = [k for name, k in kernels.items() if name not in (*EXPERT, *ATTENTION)]
         gpu, cpu = self.config.gpu, self.cpu
+        compute, memory = self.ops.law.efficiencies
         room = self.config.gpu_usable_bytes - self.outer
         return HrmView(
             gpu=Side(
-                gpu.peak_flops(self.ops.dtype) * gpu.compute_efficiency,
-                gpu.memory_bytes_per_s * gpu.memory_efficiency, max(1, room),
+                gpu.peak_flops(self.ops.dtype) * compute, gpu.memory_bytes_per_s * memory, max(1, room),
             ),
             cpu=Side(
                 cpu.fp32_tflops * 1e12 * cpu.compute_efficiency,
@@ -228,7 +228,7 @@ class MoeLightning(HostComputeSystem):
             graph = GraphBuilder()
             start = graph.join()
             stages = [*[Stage("layer", "load.layer")] * self.model.n_layers, Stage("head", None)]
-            end = stream(graph, stages, [self.copy_path(self.config.pcie.path())], DEPTH, start, 0, 0)
+            end = stream(graph, stages, [self.copy_path(self.config.pcie.path())], [DEPTH], start)
             down = self.copy_path(self.config.pcie.path(direction="d2h"), "d2h").hops
             graph.join((end, graph.transfer("kv-out", down, start)))
             self.templates["prefill"] = graph.build()

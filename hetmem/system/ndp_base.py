@@ -1,8 +1,9 @@
 """What the systems of one GPU and NDP-DIMMs share: their machine, work spread over DIMMs, and the prefill.
 
 Attention and the KV cache are on the DIMMs, every DIMM holding an even share. A prompt is processed on the GPU,
-its weights streamed layer by layer, and its keys and values are written back to the DIMMs. Where a layer's data
-passes from one side to the other, the host synchronises, which takes one hop.
+its weights streamed layer by layer. Keys and values that a layer needs from earlier chunks are copied to the GPU like
+its weights, and those that it leaves are copied back while the next layers compute. Where a layer's data passes from
+one side to the other, the host synchronises, which takes one hop.
 Not modelled: softmax and activation functions on the DIMMs (their units work while the multipliers do), host
 accesses to the DIMMs.
 """
@@ -12,10 +13,11 @@ from collections.abc import Mapping
 
 from hetmem.engine.graph import Cost, GraphBuilder
 from hetmem.errors import UnsupportedError
+from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine, Unit
-from hetmem.model import Kernel, StepShape
+from hetmem.model import Kernel, StepShape, layer_kernels
 from hetmem.system.base import Setup, System
-from hetmem.system.ops import GpuOps
+from hetmem.system.ops import ATTENTION, GpuOps
 from hetmem.system.parts import dimm_memories, dimm_units, gpu_memories, gpu_units, host_units, link_units
 from hetmem.system.residency import beside_stream
 from hetmem.system.stream import Path, Stage, stream
@@ -40,7 +42,10 @@ class NdpSystem(System):
         # Weights are read as a stream, keys and values of a head in the blocks of the paged cache.
         kv_chunk = setup.kv_block_tokens * self.model.head_dim * self.precision.kv_bits / 8
         self.weight_rate, self.kv_rate = self.pool.read_bytes_per_s(), self.pool.read_bytes_per_s(kv_chunk)
-        self.ops = GpuOps(self.model, self.precision, self.config.gpu)
+        # A decode step appends a token to each head, a prefill whole blocks.
+        self.kv_write_rate = self.pool.write_bytes_per_s(kv_chunk / setup.kv_block_tokens)
+        self.block_write_rate = self.pool.write_bytes_per_s(kv_chunk)
+        self.ops = GpuOps(self.model, self.precision, self.config.gpu_law)
         self.group_bytes = self.model.layer_bytes(self.precision)
         self.layer_bytes = sum(self.group_bytes.values())
 
@@ -50,7 +55,35 @@ class NdpSystem(System):
 
     def gpu_room(self) -> int:
         """Return the GPU memory that resident weights of layers may take, beside head and stream buffers."""
-        return beside_stream(self.config, self.layer_bytes, self.head_bytes, PREFETCH + 1)
+        room = beside_stream(self.config, self.layer_bytes, self.head_bytes, PREFETCH + 1)
+        if self.buffers_overlap:
+            return room
+        buffers = (PREFETCH + 1) * self.layer_bytes + self.kv_buffer_bytes()
+        return min(room, self.config.gpu_usable_bytes - buffers - self.head_bytes)
+
+    @property
+    def buffers_overlap(self) -> bool:
+        """Whether a paper's limit for weights holds, which leaves too little for the buffers of a prefill.
+
+        Such a prefill streams all weights, so the buffers take the rest of the memory, and what they lack from
+        resident weights, which it copies anew.
+        """
+        return self.config.gpu_weight_bytes is not None and self.config.prefill_streams_all
+
+    def kv_buffer_bytes(self) -> int:
+        """Return the GPU memory through which the keys and values of a prefill pass, a layer in use and one ahead.
+
+        They are those of the step's new tokens, and of the one sequence whose prompt an earlier step began.
+        """
+        tokens = min(self.setup.kv_tokens, self.setup.step_tokens + self.setup.longest)
+        return (PREFETCH + 1) * -(-tokens * self.model.kv_bytes_per_token(self.precision) // self.model.n_layers)
+
+    def place_buffers(self, ledger: Ledger) -> None:
+        """Allocate, after the resident weights, the buffers of a prefill in GPU memory."""
+        buffers = {"weight-buffer": (PREFETCH + 1) * self.layer_bytes, "kv-buffer": self.kv_buffer_bytes()}
+        for owner, need in buffers.items():
+            # Of buffers that overlap with the published share of weights, the ledger knows only what is beside it.
+            ledger.allocate(owner, "gpu0", min(need, ledger.free_bytes("gpu0")) if self.buffers_overlap else need)
 
     def further_units(self) -> tuple[Unit, ...]:
         """Return servers beside GPU, host link and DIMMs."""
@@ -71,19 +104,38 @@ class NdpSystem(System):
 
     # -- decode ------------------------------------------------------------------------------------------------
 
-    def dimm_costs(self, slot: str, parts: list[Kernel], rate: float, times: int = 1) -> dict[str, Cost]:
-        """Return what one DIMM's even share of a kernel costs, at its ranks and in its core."""
-        pool = self.pool
+    def dimm_costs(
+        self, slot: str, parts: list[Kernel], rate: float, times: int = 1, written: float = 0.0
+    ) -> dict[str, Cost]:
+        """Return what one DIMM's even share of a kernel costs, at its ranks and in its core.
+
+        Of ``written`` bytes of new keys and values, too, each DIMM's ranks take their share.
+        """
+        pool, share = self.pool, written / self.pool.count
         n_bytes = sum(k.weight_bytes + k.kv_read_bytes for k in parts) / pool.count
         macs = sum(k.flops for k in parts if k.name != "softmax") / 2 / pool.count
+        seconds, fj = n_bytes / rate + share / self.kv_write_rate, pool.read_fj(n_bytes) + pool.write_fj(share)
         return {
-            f"{slot}.read": Cost(to_ps(n_bytes / rate) * times, pool.read_fj(n_bytes) * times, round(n_bytes) * times),
+            f"{slot}.read": Cost(to_ps(seconds) * times, fj * times, round(n_bytes + share) * times),
             f"{slot}.mac": Cost(to_ps(pool.mac_s(macs)) * times, pool.mac_fj(macs) * times),
         }
 
-    def hop_cost(self, tokens: int, times: int = 1) -> Cost:
-        """Return the cost of handing the activations of a step to the other side."""
-        n_bytes = tokens * self.model.d_model * self.precision.activation_bits // 8
+    def attention_costs(self, slot: str, shape: StepShape, times: int = 1) -> dict[str, Cost]:
+        """Return what attention of a decode step costs one DIMM, the writes of the new keys and values included."""
+        kernels = layer_kernels(self.model, shape, self.precision)
+        parts = [k for k in kernels if k.name in ATTENTION]
+        return self.dimm_costs(slot, parts, self.kv_rate, times, sum(k.kv_write_bytes for k in kernels))
+
+    def output_width(self, kernel: str) -> int:
+        """Return the channels of a token that ``kernel`` hands on: to the attention, queries, keys and values."""
+        model = self.model
+        widths = {"qkv": model.q_width + 2 * model.kv_width, "attention": model.q_width,
+                  "up": model.mlp_uses * model.d_ff}  # fmt: skip
+        return widths.get(kernel, model.d_model)
+
+    def hop_cost(self, tokens: int, kernel: str = "", times: int = 1) -> Cost:
+        """Return the cost of handing what ``kernel`` leaves of a step's tokens to the other side."""
+        n_bytes = tokens * self.output_width(kernel) * self.precision.activation_bits // 8
         seconds = n_bytes / (self.config.prefill_path().gbs * 1e9)
         return Cost(to_ps(seconds) * times, self.config.pcie.energy_fj(n_bytes) * times, n_bytes * times)
 
@@ -113,33 +165,43 @@ class NdpSystem(System):
         stages = {"prefill.layer": self.ops.layer(shape, None), "prefill.head": self.ops.head(shape)}
         for slot, ops in stages.items():
             compute, memory = zip(*(self.ops.price(op) for op in ops), strict=True)
-            costs[f"{slot}.compute"] = Cost(sum(c.ps for c in compute))
+            costs[f"{slot}.compute"] = Cost(sum(c.ps for c in compute), sum(c.fj for c in compute))
             costs[f"{slot}.memory"] = Cost(sum(c.ps for c in memory), 0, sum(c.bytes for c in memory))
         loads = {_load_slot(n_bytes): n_bytes for n_bytes in map(self.missing_bytes, range(self.model.n_layers))}
         loads["load.head"] = self.head_bytes
         for slot, n_bytes in loads.items():
-            per_dimm = n_bytes / self.pool.count
-            fj = self.config.pcie.energy_fj(n_bytes)
-            costs[f"{slot}@pcie.h2d"] = Cost(to_ps(n_bytes / (self.config.prefill_path().gbs * 1e9)), fj, n_bytes)
-            costs[f"{slot}@gpu0.hbm"] = Cost(to_ps(self.config.gpu.stream_s(n_bytes)), 0, n_bytes)
-            for dimm in range(self.pool.count):
-                costs[f"{slot}@dimm{dimm}.dram"] = Cost(
-                    to_ps(per_dimm / self.weight_rate), self.pool.read_fj(per_dimm), round(per_dimm)
-                )
-        written = shape.tokens * self.model.kv_bytes_per_token(self.precision)
-        wire = self.config.pcie.energy_fj(written)
-        costs["kv.write"] = Cost(to_ps(self.config.prefill_path("d2h").transfer_s(written)), wire, written)
-        return costs
+            costs |= self.prefill_copy_costs(slot, n_bytes, self.weight_rate)
+        per_token = self.model.kv_bytes_per_token(self.precision) / self.model.n_layers
+        costs |= self.prefill_copy_costs("kv.read", round(_cached(shape) * per_token), self.kv_rate)
+        written = round(shape.tokens * per_token)
+        return costs | self.prefill_copy_costs("kv.write", written, self.block_write_rate, "d2h")
 
-    def lower_prefill(self, graph: GraphBuilder, at: int) -> int:
-        """Add a prefill: weights streamed, keys and values written back."""
+    def prefill_copy_costs(self, slot: str, n_bytes: int, rate: float, direction: str = "h2d") -> dict[str, Cost]:
+        """Return the costs of one copy between GPU and DIMMs, of which each moves ``rate`` bytes per second."""
+        gpu, wire, gbs = self.config.gpu, self.config.pcie, self.config.prefill_path(direction).gbs
+        share = n_bytes / self.pool.count
+        fj = (self.pool.read_fj if direction == "h2d" else self.pool.write_fj)(share)
+        rank = Cost(to_ps(share / rate), fj, round(share))
+        return {
+            f"{slot}@pcie.{direction}": Cost(to_ps(n_bytes / (gbs * 1e9)), wire.energy_fj(n_bytes), n_bytes),
+            f"{slot}@gpu0.hbm": Cost(to_ps(gpu.stream_s(n_bytes)), gpu.work_fj(0, n_bytes), n_bytes),
+            **{f"{slot}@dimm{dimm}.dram": rank for dimm in range(self.pool.count)},
+        }
+
+    def lower_prefill(self, graph: GraphBuilder, at: int, *, chunked: bool) -> int:
+        """Add a prefill: weights streamed, keys and values written back, those of earlier chunks read."""
+        reads = "kv.read" if chunked else None
         missing = map(self.missing_bytes, range(self.model.n_layers))
-        stages = [Stage("prefill.layer", _load_slot(n_bytes) if n_bytes else None) for n_bytes in missing]
+        stages = [
+            Stage("prefill.layer", _load_slot(n_bytes) if n_bytes else None, reads, "kv.write") for n_bytes in missing
+        ]
         stages.append(Stage("prefill.head", "load.head" if self.config.prefill_streams_all else None))
+        load, store = self._prefill_path("h2d"), self._prefill_path("d2h")
+        return stream(graph, stages, [load], [PREFETCH], at, kv=(load, store))
+
+    def _prefill_path(self, direction: str) -> Path:
         ranks = (f"dimm{d}.dram" for d in range(self.pool.count))
-        path = Path((*ranks, "pcie.h2d", "gpu0.hbm"), to_ps(self.config.prefill_path().latency_s))
-        at = stream(graph, stages, [path], PREFETCH, at, warm=0, ahead=0)
-        return graph.task("pcie.d2h", "kv.write", at)
+        return Path((*ranks, f"pcie.{direction}", "gpu0.hbm"), to_ps(self.config.prefill_path(direction).latency_s))
 
     def lower_head(self, graph: GraphBuilder, at: int) -> int:
         """Add what follows the layers of a decode step, on the GPU."""
@@ -154,10 +216,22 @@ class NdpSystem(System):
             costs[f"{op.name}.compute"], costs[f"{op.name}.memory"] = self.ops.price(op)
         return costs
 
-    def prefill_floor_s(self) -> float:
-        """Return the least seconds that the copies of a prefill take."""
-        moved = sum(map(self.missing_bytes, range(self.model.n_layers)))
-        return moved / (max(self.config.pcie.peak_gbs, self.config.prefill_gbs or 0.0) * 1e9)
+    def prefill_floor_s(self, shape: StepShape) -> float:
+        """Return the least seconds that a prefill takes: its copies each way, and what its kernels read."""
+        per_token = self.model.kv_bytes_per_token(self.precision)
+        wire = max(self.config.pcie.peak_gbs, self.config.prefill_gbs or 0.0) * 1e9
+        copied = sum(map(self.missing_bytes, range(self.model.n_layers))) + _cached(shape) * per_token
+        read = self.active_weight_bytes + shape.kv_tokens * per_token + (self.head_bytes if shape.sampled else 0)
+        return max(copied / wire, shape.tokens * per_token / wire, read / self.config.gpu.memory_bytes_per_s)
+
+
+def is_chunk(shape: StepShape | None) -> bool:
+    """Return whether a prefill attends to keys that are in the cache already."""
+    return shape is not None and _cached(shape) > 0
+
+
+def _cached(shape: StepShape) -> int:
+    return shape.kv_tokens - shape.tokens
 
 
 def _load_slot(n_bytes: int) -> str:

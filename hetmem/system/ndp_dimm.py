@@ -13,8 +13,8 @@ from hetmem.engine.step import Plan, StepView
 from hetmem.hardware.ledger import Ledger
 from hetmem.model import StepShape, layer_kernels
 from hetmem.system.base import Setup
-from hetmem.system.ndp_base import NdpSystem
-from hetmem.system.ops import ATTENTION, Op
+from hetmem.system.ndp_base import NdpSystem, is_chunk
+from hetmem.system.ops import ATTENTION
 from hetmem.system.residency import FULLY_CONNECTED, LayerKind, fill, kinds
 from hetmem.units import to_ps
 
@@ -41,10 +41,11 @@ class NdpDimm(NdpSystem):
         share = -(-self.model.weight_bytes(self.precision) // self.pool.count)
         for dimm in range(self.pool.count):
             ledger.allocate("weights", f"dimm{dimm}", share)
+        self.place_buffers(ledger)
 
     def plan(self, view: StepView) -> Plan:
         costs: dict[str, Cost] = {}
-        key = (view.prefill is not None, view.decode is not None)
+        key = (view.prefill is not None, is_chunk(view.prefill), view.decode is not None)
         if view.prefill is not None:
             costs |= self.prefill_costs(view.prefill)
         if view.decode is not None:
@@ -57,15 +58,16 @@ class NdpDimm(NdpSystem):
         costs: dict[str, Cost] = {}
         kernels = layer_kernels(self.model, shape, self.precision)
         for name, place in self._placed(kind):
-            parts = [k for k in kernels if (k.name in ATTENTION if name == "attention" else k.name == name)]
+            parts = [k for k in kernels if k.name == name]
             slot = f"{kind.label}.{name}"
+            costs[f"{slot}.sync"] = self.hop_cost(shape.tokens, name, kind.count)
             if place == "gpu":
-                op = Op(name, sum(k.flops for k in parts), sum(k.bytes for k in parts), 0)
+                op = self.ops.launch(name, parts, shape)
                 costs[f"{slot}.compute"], costs[f"{slot}.memory"] = self.ops.price(op, kind.count)
+            elif name == "attention":
+                costs |= self.attention_costs(slot, shape, kind.count)
             else:
-                rate = self.kv_rate if name == "attention" else self.weight_rate
-                costs |= self.dimm_costs(slot, parts, rate, kind.count)
-        costs[f"{kind.label}.sync"] = self.hop_cost(shape.tokens, kind.count)
+                costs |= self.dimm_costs(slot, parts, self.weight_rate, kind.count)
         return costs
 
     def _placed(self, kind: LayerKind) -> Iterator[tuple[str, str]]:
@@ -79,13 +81,14 @@ class NdpDimm(NdpSystem):
                 yield "attention", "dimm"
 
     def _lower_layer(self, graph: GraphBuilder, kind: LayerKind, at: int) -> int:
-        side = "gpu"
+        side, left = "gpu", ""
         for name, place in (*self._placed(kind), ("", "gpu")):
             if place != side:
                 wire = "pcie.d2h" if side == "gpu" else "pcie.h2d"
                 lag = to_ps(self.config.sync_s) * kind.count
-                at = graph.task(wire, f"{kind.label}.sync", at, lag_ps=lag, tag="sync")
+                at = graph.task(wire, f"{kind.label}.{left}.sync", at, lag_ps=lag, tag="sync")
                 side = place
+            left = name
             if not name:
                 continue
             slot = f"{kind.label}.{name}"
@@ -93,13 +96,13 @@ class NdpDimm(NdpSystem):
             at = graph.kernel(slot, "gpu0", "gpu0.hbm", at) if on_gpu else graph.join(self.on_dimms(graph, slot, at))
         return at
 
-    def _template(self, prefill: bool, decode: bool) -> Template:
-        key: Any = (prefill, decode)
+    def _template(self, prefill: bool, chunked: bool, decode: bool) -> Template:
+        key: Any = (prefill, chunked, decode)
         if key not in self.templates:
             graph = GraphBuilder()
             at = graph.join()
             if prefill:
-                at = self.lower_prefill(graph, at)
+                at = self.lower_prefill(graph, at, chunked=chunked)
             if decode:
                 for kind in self.kinds:
                     at = self._lower_layer(graph, kind, at)
@@ -114,8 +117,8 @@ class NdpDimm(NdpSystem):
         if view.decode is not None:
             read = self.gpu_bytes - self.head_bytes
             # Resident and other layers take turns, so the two sides add; of experts only the chosen are sure.
-            chosen = (self.active_weight_bytes - self.head_bytes) / (self.layer_bytes * self.model.n_layers)
+            chosen = self.active_weight_bytes / (self.layer_bytes * self.model.n_layers)
             off = self.model.n_layers * self.layer_bytes - read
             kv = view.decode.kv_tokens * self.model.kv_bytes_per_token(self.precision)
-            floor += min(1.0, chosen) * (read / gpu + off / pool) + kv / pool
-        return floor + (self.prefill_floor_s() if view.prefill is not None else 0.0)
+            floor += min(1.0, chosen) * (read / gpu + off / pool) + kv / pool + self.head_bytes / gpu
+        return floor + (self.prefill_floor_s(view.prefill) if view.prefill is not None else 0.0)

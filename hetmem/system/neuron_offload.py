@@ -64,7 +64,7 @@ class NeuronOffload(OffloadSystem):
         self.neurons = self.config.neurons
         self.split = self.neurons.split
         self.resident = evolve(self.precision, weights_bits=self.neurons.resident_bits)
-        self.ops = GpuOps(self.model, self.resident, self.config.gpu)
+        self.ops = GpuOps(self.model, self.resident, self.config.gpu_law)
         groups = self.model.layer_params
         ffn = groups["up"] + groups["down"]
         self.neuron_bytes = ffn * FP16_BITS // 8 / self.model.d_ff
@@ -291,7 +291,10 @@ class NeuronOffload(OffloadSystem):
     @staticmethod
     def _scaled(op: Op, flops: float, weights: float) -> Op:
         read = op.weight_bytes * weights
-        return evolve(op, flops=op.flops * flops, n_bytes=op.n_bytes - op.weight_bytes + read, weight_bytes=read)
+        # The active neurons are scattered over the matrix: linear work without its tiles.
+        call = op.call if flops == 1 else None
+        n_bytes = op.n_bytes - op.weight_bytes + read
+        return evolve(op, flops=op.flops * flops, n_bytes=n_bytes, weight_bytes=read, call=call)
 
     def _read_costs(self, needs: tuple[LayerNeed, ...]) -> dict[str, Cost]:
         """Return the costs of the reads of each layer that DRAM does not hold."""

@@ -5,21 +5,27 @@ read, which is neglected.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import ClassVar
 
-from hetmem.engine.graph import Cost, Template
+from attrs import evolve
+
+from hetmem.engine.graph import Cost, TaskGraph, Template
 from hetmem.engine.step import Plan, StepView
+from hetmem.engine.swap import KvMoves
 from hetmem.errors import CapacityError, UnsupportedError
 from hetmem.hardware.config import HostMemory
+from hetmem.hardware.cpu import CpuSpec
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.link import LinkPath
 from hetmem.hardware.machine import Machine, Memory, Unit
 from hetmem.hardware.ssd import Ssd
 from hetmem.system.base import Setup, System
+from hetmem.system.host_tier import MEMORY, HostTier
 from hetmem.system.ops import GpuOps, Op, total
-from hetmem.system.parts import gpu_memories, gpu_units, host_memories, host_units, link_units
+from hetmem.system.parts import gpu_memories, gpu_units, host_memories, host_units
 from hetmem.system.stream import Path
-from hetmem.units import to_fj, to_ps
+from hetmem.units import to_ps
 
 
 class OffloadSystem(System):
@@ -36,8 +42,9 @@ class OffloadSystem(System):
         if self.config.host is None:
             raise UnsupportedError(self.name, "needs host DRAM, and the machine has none")
         self.host: HostMemory = self.config.host
-        self.host_rate = self.host.bytes_per_s()
-        self.ops = GpuOps(self.model, self.precision, self.config.gpu)
+        self.tier = HostTier(self.config, self.host)
+        self.host_rate = self.tier.rate
+        self.ops = GpuOps(self.model, self.precision, self.config.gpu_law, attention=setup.attention)
         self.layer_bytes = sum(self.model.layer_bytes(self.precision).values())
         self.total_bytes = self.model.weight_bytes(self.precision)
         self.ssd_bytes = {"ssd_bytes_read": 0, "ssd_bytes_written": 0}
@@ -46,10 +53,16 @@ class OffloadSystem(System):
     def machine(self) -> Machine:
         config = self.config
         units = (
-            *gpu_units(config), *link_units("pcie", config.pcie, ("host", "gpu0")),
+            *gpu_units(config), *self.tier.link_units(),
             *host_units(config.cpu, config.host),
         )  # fmt: skip
         return Machine(units, (*gpu_memories(config), *host_memories(config.host)), base_w=config.base_w)
+
+    @cached_property
+    def host_cpu(self) -> CpuSpec | None:
+        """The host processor, which reads the machine's memory no faster than either of the two allows."""
+        cpu = self.config.cpu
+        return None if cpu is None else evolve(cpu, memory_gbs=min(cpu.memory_gbs, self.host.system.peak_gbs))
 
     def commit(self, plan: Plan) -> None:
         """Count what the SSD will read and write."""
@@ -77,26 +90,25 @@ class OffloadSystem(System):
         limit = self.config.gpu_weight_bytes
         return max(0, free if limit is None else min(free, int(limit)))
 
+    def swap_memories(self) -> tuple[str, ...]:
+        return (MEMORY,) if set(self.kv_bytes_per_token()) == {"gpu0"} else ()
+
+    def swap_graph(self, moves: KvMoves) -> TaskGraph:
+        return self.tier.swap_graph(moves)
+
     def copy_costs(
         self, slot: str, n_bytes: int, link: LinkPath, times: int = 1, direction: str = "h2d"
     ) -> dict[str, Cost]:
         """Return the costs of ``times`` copies of ``n_bytes`` between host DRAM and the GPU."""
-        hops = ("host", f"pcie.{direction}", "gpu0.hbm")
-        return {f"{slot}@{hop}": self.hop_cost(hop, n_bytes, link, times) for hop in hops}
+        return self.tier.costs(slot, 0, n_bytes, link, times, direction)
 
     def hop_cost(self, hop: str, n_bytes: int, link: LinkPath, times: int = 1) -> Cost:
         """Return what ``times`` copies of ``n_bytes`` cost at one hop; ``link`` is the path of those over PCIe."""
-        if hop == "host":
-            seconds, fj = n_bytes / self.host_rate, to_fj(8 * n_bytes * self.host.pj_per_bit * 1e-12 * times)
-        elif hop == "gpu0.hbm":
-            seconds, fj = self.config.gpu.stream_s(n_bytes), self.config.gpu.work_fj(0, n_bytes) * times
-        else:
-            seconds, fj = link.transfer_s(n_bytes) - link.latency_s, self.config.pcie.energy_fj(n_bytes) * times
-        return Cost(to_ps(seconds) * times, fj, n_bytes * times)
+        return self.tier.hop_cost(hop, n_bytes, link, times)
 
     def copy_path(self, link: LinkPath, direction: str = "h2d") -> Path:
         """Return the hops of such a copy."""
-        return Path(("host", f"pcie.{direction}", "gpu0.hbm"), to_ps(link.latency_s))
+        return Path(self.tier.hops(0, direction), to_ps(link.latency_s))
 
     def stage_costs(self, slot: str, ops: list[Op], times: int = 1) -> dict[str, Cost]:
         """Return the costs of a stage: all its launches, one after the other, ``times`` over."""

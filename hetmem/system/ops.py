@@ -1,34 +1,51 @@
-"""Kernels as a GPU launches them: the model's kernels, fused and priced by the GPU's law.
+"""Kernels as a GPU launches them: the model's kernels, fused, given their shapes and priced by the GPU's law.
 
-QK^T, softmax and SV are one launch (fused attention), apart for prefill and for decode, whose times add; all
-else of a step runs over its prefill and decode tokens together. Under tensor parallelism each of ``shards``
-GPUs does its share of every kernel but the norms.
+QK^T, softmax and SV are one launch (fused attention). A step with prefill chunks and decodes launches attention for
+each apart, and their times add (``sum``), or once for all together (``mixed``), as engines do whose backend takes
+ragged batches; all else of a step runs over its prefill and decode tokens together. Under tensor parallelism each
+of ``shards`` GPUs does its share of every kernel but the norms.
+
+A law is asked for equal sequences: decodes have their mean context, prefill chunks their mean length and the cached
+tokens that give the step's number of attended keys. Not modelled: the longest sequence of a ragged batch finishing
+last, sampling.
 """
 
 from collections.abc import Iterable
 
-from attrs import frozen
+from attrs import field, frozen
 
 from hetmem.engine.graph import Cost
-from hetmem.hardware.gpu import GpuSpec
-from hetmem.model import Kernel, ModelSpec, Precision, StepShape, head_kernels, layer_kernels
+from hetmem.errors import ConfigError
+from hetmem.hardware.gpu_law import Call, DecodeAttention, Elementwise, Gemm, GpuLaw, MixedAttention, PrefillAttention
+from hetmem.model import Kernel, ModelSpec, Precision, StepShape, expected_experts, head_kernels, layer_kernels
+from hetmem.model.kernels import ATTENTION as ATTENTION
+from hetmem.model.kernels import attention_kernels
 from hetmem.units import to_ps
 
-ATTENTION = ("qk", "softmax", "sv")
 REPLICATED = ("attn_norm", "mlp_norm", "final_norm", "router", "embedding")
+COMPOSITIONS = ("sum", "mixed")
+_ELEMENTWISE = {
+    "attn_norm": "norm", "mlp_norm": "norm", "final_norm": "norm", "embedding": "norm", "act": "activation",
+    "rope": "rotary",
+}  # fmt: skip
+_KEPT = 4096  # sizes of a step whose launches and prices are remembered
 
 
-@frozen(slots=True)
+@frozen(slots=True, eq=False)
 class Op:
-    """One launch: FLOPs, bytes, and of those the bytes of weights."""
+    """One launch: FLOPs, bytes, of those the bytes of weights, and its shape where that is known.
+
+    The launches of equal steps are the same objects, so that their prices are found by identity.
+    """
 
     name: str
     flops: float
     n_bytes: float
     weight_bytes: float
+    call: Call | None = None
 
 
-@frozen
+@frozen(eq=False)
 class GpuOps:
     """Turns step shapes into priced launches.
 
@@ -37,62 +54,162 @@ class GpuOps:
     model, precision
         What runs.
     law
-        The GPU's time as a function of FLOPs and bytes.
+        The GPU's kernel times.
     shards
         GPUs that share each kernel.
+    attention
+        One of :data:`COMPOSITIONS`: how attention of prefill and decode in one step is launched.
     """
 
     model: ModelSpec
     precision: Precision
-    law: GpuSpec
+    law: GpuLaw
     shards: int = 1
+    attention: str = field(default="sum")
+    _around: dict[int, tuple[list[Op], list[Op]]] = field(factory=dict, init=False, repr=False)
+    _heads: dict[StepShape, list[Op]] = field(factory=dict, init=False, repr=False)
+    _prices: dict[tuple[Op, int], tuple[Cost, Cost]] = field(factory=dict, init=False, repr=False)
+
+    @attention.validator
+    def _known(self, _: object, value: str) -> None:
+        if value not in COMPOSITIONS:
+            raise ConfigError("attention", f"expected one of {', '.join(COMPOSITIONS)}, not {value!r}")
 
     @property
     def dtype(self) -> str:
         """The units that multiply: INT8 only where weights and activations both are."""
         return "int8" if max(self.precision.weights_bits, self.precision.activation_bits) <= 8 else "fp16"
 
+    @property
+    def q_heads(self) -> int:
+        """Query heads of one GPU."""
+        return -(-self.model.n_heads // self.shards)
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads of one GPU, at least one: with more GPUs than heads, several hold the same."""
+        return -(-self.model.n_kv_heads // self.shards)
+
     def layer(self, prefill: StepShape | None, decode: StepShape | None) -> list[Op]:
         """Return the launches of one layer, in order."""
         both = total(prefill, decode)
-        ops: list[Op] = []
-        for kernel in layer_kernels(self.model, both, self.precision):
-            if kernel.name not in ATTENTION:
-                ops.append(self._op(kernel.name, (kernel,)))
-            elif kernel.name == ATTENTION[0]:
-                for phase, shape in (("prefill", prefill), ("decode", decode)):
-                    if shape is not None:
-                        ops.append(self._op(f"attention.{phase}", attention(self.model, shape, self.precision)))
-        return ops
+        if both.tokens not in self._around:  # all but attention depends on the number of tokens alone
+            _make_room(self._around)
+            kernels = layer_kernels(self.model, StepShape(tokens=both.tokens), self.precision)
+            at = next(k for k, kernel in enumerate(kernels) if kernel.name in ATTENTION)
+            ops = [self.launch(k.name, (k,), both) for k in kernels if k.name not in ATTENTION]
+            self._around[both.tokens] = (ops[:at], ops[at:])
+        before, after = self._around[both.tokens]
+        return [*before, *self._attention(prefill, decode), *after]
 
     def head(self, shape: StepShape) -> list[Op]:
-        """Return the launches outside the layers that follow them: final norm and logits."""
-        return [self._op(k.name, (k,)) for k in head_kernels(self.model, shape, self.precision)]
+        """Return the launches outside the layers: embedding, final norm and logits."""
+        size = StepShape(tokens=shape.tokens, sampled=shape.sampled)
+        if size not in self._heads:
+            _make_room(self._heads)
+            kernels = head_kernels(self.model, size, self.precision)
+            self._heads[size] = [self.launch(k.name, (k,), size) for k in kernels]
+        return self._heads[size]
+
+    def launch(self, name: str, kernels: Iterable[Kernel], shape: StepShape) -> Op:
+        """Return one launch of ``kernels`` for a step of ``shape``, on one GPU."""
+        parts = tuple(kernels)
+        share = 1 if name in REPLICATED else self.shards
+        flops, n_bytes, weights = (sum(getattr(k, what) for k in parts) for what in ("flops", "bytes", "weight_bytes"))
+        call, whole, kv = self._call(name, shape), 0.0, sum(k.kv_read_bytes + k.kv_write_bytes for k in parts)
+        if isinstance(call, Gemm):  # every GPU reads or writes the whole residual stream of the tokens
+            width = self.precision.activation_bits / 8
+            whole = min(call.m * call.groups * self.model.d_model * width, n_bytes)
+        return Op(name, flops / share, self._per_gpu(n_bytes - whole, kv, share) + whole, weights / share, call)
+
+    def _per_gpu(self, n_bytes: float, kv: float, share: int) -> float:
+        """Return what one of ``share`` GPUs moves; a KV head is not split, so several may move the same one."""
+        heads = self.model.n_kv_heads
+        return (n_bytes - kv) / share + kv * -(-heads // share) / heads
 
     def price(self, op: Op, times: int = 1) -> tuple[Cost, Cost]:
         """Return what the compute and the memory leg of ``times`` launches of ``op`` cost."""
-        whole, memory = self.law.legs_s(op.flops, op.n_bytes, self.dtype)
-        fj = self.law.work_fj(op.flops, op.n_bytes, self.dtype) * times
-        return Cost(to_ps(whole) * times, fj), Cost(to_ps(memory) * times, 0, round(op.n_bytes) * times)
+        priced = self._prices.get((op, times))
+        if priced is None:
+            whole, memory = self.law.legs_s(op.flops, op.n_bytes, self.dtype, op.call)
+            fj = self.law.spec.work_fj(op.flops, op.n_bytes, self.dtype) * times
+            n_bytes = round(op.n_bytes) * times
+            # A kernel that leaves the memory alone moves its bytes all the same: one tick, so that they count.
+            memory_ps = max(to_ps(memory) * times, 1 if n_bytes else 0)
+            priced = Cost(to_ps(whole) * times, fj), Cost(memory_ps, 0, n_bytes)
+            if isinstance(op.call, Gemm | Elementwise):  # attention hardly ever has the same size twice
+                _make_room(self._prices, 16 * _KEPT)
+                self._prices[op, times] = priced
+        return priced
 
     def op(self, kernel: Kernel) -> Op:
-        """Return the launch of one kernel by itself."""
-        return self._op(kernel.name, (kernel,))
+        """Return the launch of one kernel by itself, its shape unknown: linear work without tiles."""
+        return Op(kernel.name, kernel.flops, kernel.bytes, kernel.weight_bytes)
 
-    def _op(self, name: str, kernels: Iterable[Kernel]) -> Op:
-        share = 1 if name in REPLICATED else self.shards
-        parts = tuple(kernels)
-        return Op(
-            name,
-            sum(k.flops for k in parts) / share,
-            sum(k.bytes for k in parts) / share,
-            sum(k.weight_bytes for k in parts) / share,
-        )
+    def _attention(self, prefill: StepShape | None, decode: StepShape | None) -> list[Op]:
+        if prefill is not None and decode is not None and self.attention == "mixed":
+            kernels = (*self._scores(prefill), *self._scores(decode))
+            call = MixedAttention(self._chunks(prefill), self._decodes(decode))
+            return [self._attend("attention.mixed", kernels, call)]
+        ops = []
+        if prefill is not None:
+            ops.append(self._attend("attention.prefill", self._scores(prefill), self._chunks(prefill)))
+        if decode is not None:
+            ops.append(self._attend("attention.decode", self._scores(decode), self._decodes(decode)))
+        return ops
+
+    def _scores(self, shape: StepShape) -> tuple[Kernel, ...]:
+        return attention(self.model, shape, self.precision)
+
+    def _attend(self, name: str, kernels: tuple[Kernel, ...], call: Call) -> Op:
+        share = self.shards
+        kv = sum(k.kv_read_bytes + k.kv_write_bytes for k in kernels)
+        n_bytes = self._per_gpu(sum(k.bytes for k in kernels), kv, share)
+        return Op(name, sum(k.flops for k in kernels) / share, n_bytes, 0.0, call)
+
+    def _decodes(self, shape: StepShape) -> DecodeAttention:
+        # Several new tokens of a sequence are more queries per KV head.
+        queries = self.q_heads * shape.tokens / shape.sequences
+        return DecodeAttention(
+            float(shape.sequences), queries, float(self.kv_heads), float(self.model.head_dim),
+            shape.kv_tokens / shape.sequences, self.precision.kv_bits / 8,
+        )  # fmt: skip
+
+    def _chunks(self, shape: StepShape) -> PrefillAttention:
+        chunk = shape.tokens / shape.sequences
+        cached = max(0.0, shape.attended / shape.tokens - (chunk + 1) / 2)
+        heads = (float(self.q_heads), float(self.kv_heads), float(self.model.head_dim))
+        return PrefillAttention(shape.sequences, chunk, cached, *heads)
+
+    def _call(self, name: str, shape: StepShape) -> Call | None:
+        """Return the shape of a kernel that is not attention; None where it has none."""
+        spec, shards, tokens = self.model, self.shards, float(shape.tokens)
+        if name in _ELEMENTWISE:
+            adds = 0
+            if name in ("attn_norm", "mlp_norm"):
+                adds = 2 if spec.parallel_attn_mlp else 1
+            return Elementwise(_ELEMENTWISE[name], adds, tokens * spec.d_model)
+        q, kv = self.q_heads * spec.head_dim, self.kv_heads * spec.head_dim
+        experts, uses = 1.0, tokens
+        if spec.n_experts and name in ("up", "down"):
+            experts, uses = max(1.0, expected_experts(spec, shape.tokens)), tokens * spec.mlp_uses
+        shapes = {
+            "qkv": (tokens, q + 2 * kv, spec.d_model),
+            "proj": (tokens, spec.d_model, q),
+            "router": (tokens, spec.n_experts, spec.d_model),
+            "up": (uses / experts, spec.up_width / shards, spec.d_model),
+            "down": (uses / experts, spec.d_model, spec.d_ff / shards),
+            "lm_head": (float(shape.sampled), spec.vocab / shards, spec.d_model),
+        }
+        if name not in shapes:
+            return None
+        m, n, k = map(float, shapes[name])
+        return Gemm(m, n, k, experts)
 
 
 def attention(model: ModelSpec, shape: StepShape, precision: Precision) -> tuple[Kernel, ...]:
     """Return the three kernels of one layer's attention."""
-    return tuple(k for k in layer_kernels(model, shape, precision) if k.name in ATTENTION)
+    return attention_kernels(model, shape, precision)
 
 
 def total(prefill: StepShape | None, decode: StepShape | None) -> StepShape:
@@ -100,3 +217,9 @@ def total(prefill: StepShape | None, decode: StepShape | None) -> StepShape:
     if prefill is None:
         return decode or StepShape()
     return prefill if decode is None else prefill + decode
+
+
+def _make_room(kept: dict, most: int = _KEPT) -> None:  # type: ignore[type-arg]
+    """Forget everything once ``most`` are kept: sizes come back within a phase of a run, or not at all."""
+    if len(kept) >= most:
+        kept.clear()

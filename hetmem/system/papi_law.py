@@ -96,6 +96,7 @@ def machine_of(name: str, config: MachineConfig) -> PapiMachine:
         gpu=TiledGpu.of(
             config.gpu, config.gpu_link, corrected_energy=tile.corrected_energy,
             measured_ring=tile.measured_all_reduce,
+            compute_efficiency=tile.compute_efficiency, memory_efficiency=tile.memory_efficiency,
         ),
         gpus=config.gpus,
         fc_stack=evolve(fc_stack, sustained=papi.sustained),

@@ -13,7 +13,7 @@ from hetmem.hardware.ndp import NdpDimms
 
 
 def gpu_units(config: MachineConfig) -> tuple[Unit, ...]:
-    """Return the servers of all GPUs, and their link where there are several."""
+    """Return the servers of all GPUs, and the links within and between stages where there are several."""
     card, units = config.gpu, []
     idle_w = card.context_w if config.live_context else card.idle_w
     for gpu in range(config.gpus):
@@ -22,11 +22,25 @@ def gpu_units(config: MachineConfig) -> tuple[Unit, ...]:
             Unit(f"gpu{gpu}.hbm", "gpu", 0.0, 0.0, (f"gpu{gpu}",)),
         ]
     link = config.gpu_link
+    if link is not None and config.shards > 1:
+        for stage in range(config.stages):
+            ends = tuple(f"gpu{stage * config.shards + g}" for g in range(config.shards))
+            units.append(Unit(gpu_link(config, stage), "gpu-link", link.idle_w, link.idle_w, ends))
     if link is not None:
-        units.append(
-            Unit("gpu-link", "gpu-link", link.idle_w, link.idle_w, tuple(f"gpu{g}" for g in range(config.gpus)))
-        )
+        for stage in range(config.stages - 1):
+            ends = tuple(f"gpu{stage * config.shards + g}" for g in range(2 * config.shards))
+            units.append(Unit(stage_link(stage), "stage-link", link.idle_w, link.idle_w, ends))
     return tuple(units)
+
+
+def gpu_link(config: MachineConfig, stage: int) -> str:
+    """Return the name of the link among the GPUs of a pipeline stage."""
+    return "gpu-link" if config.stages == 1 else f"gpu-link{stage}"
+
+
+def stage_link(stage: int) -> str:
+    """Return the name of the link from a pipeline stage to the next."""
+    return f"stage-link{stage}"
 
 
 def gpu_memories(config: MachineConfig) -> tuple[Memory, ...]:
@@ -59,7 +73,7 @@ def dimm_units(pool: NdpDimms) -> tuple[Unit, ...]:
     for dimm in range(pool.count):
         ends = (f"dimm{dimm}",)
         units += [
-            Unit(f"dimm{dimm}.dram", "ndp-dimm", 0.0, 0.0, ends),
+            Unit(f"dimm{dimm}.dram", "ndp-dimm", 0.0, 0.0, ends, pool.access_counted),
             Unit(f"dimm{dimm}.core", "ndp-core", pool.core_w, pool.core_w, ends),
         ]
     return tuple(units)

@@ -46,6 +46,7 @@ class PowerInfer(OffloadSystem):
 
     name = "powerinfer"
     summary = "hot neurons on the GPU, cold ones and attention on the host's processor"
+    slow = True
     has_neurons = True
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "partition": tuple(PARTITIONS), "predictor": tuple(PREDICTORS),
@@ -54,9 +55,9 @@ class PowerInfer(OffloadSystem):
     def __init__(self, setup: Setup) -> None:
         require_neurons(self, setup)
         super().__init__(setup)
-        if self.config.cpu is None:
+        if self.host_cpu is None:
             raise UnsupportedError(self.name, "needs a host processor, and the machine has none")
-        self.cpu = self.config.cpu
+        self.cpu = self.host_cpu
         self.neurons = NeuronModel(setup)
         self.late = self.neurons.config.misses == "late"
         groups = self.model.layer_bytes(self.precision)
@@ -64,7 +65,7 @@ class PowerInfer(OffloadSystem):
         room = beside_stream(self.config, self.layer_bytes, self.head_bytes, PREFETCH + 1)
         dense = self.model.n_layers * self.dense_layer_bytes
         require_room("gpu0", dense, room, self.config.gpu_usable_bytes)
-        gpu_rate = self.config.gpu.memory_bytes_per_s * self.config.gpu.memory_efficiency
+        gpu_rate = self.config.gpu.memory_bytes_per_s * self.ops.law.efficiencies[1]
         self.placement = place_neurons(
             policy(setup.policies.get("partition"), PARTITIONS), self.neurons.neurons, self.neurons.unit_bytes,
             self.neurons.config,
@@ -152,7 +153,7 @@ class PowerInfer(OffloadSystem):
     def _neuron_costs(self, block: str, tail: str, work: Work, shape: StepShape) -> dict[str, Cost]:
         model = self.neurons
         passed = 2 * shape.tokens * self.model.d_model * self.precision.activation_bits / 8
-        compute, memory = hot_costs(self.config.gpu, self.ops.dtype, model, block, work, passed)
+        compute, memory = hot_costs(self.ops.law, self.ops.dtype, model, block, work, passed)
         n_bytes = (work.units[:, 1] * model.unit_bytes[block]).astype(np.float64)
         whole, leg = self._cpu_s(2.0 * work.macs[:, 1] * model.macs_per_unit[block], n_bytes)
         costs: dict[str, Cost] = {}
@@ -192,7 +193,7 @@ class PowerInfer(OffloadSystem):
                     self.copy_path(self.config.prefill_path()),
                     self.copy_path(self.config.prefill_path("d2h"), "d2h"),
                 )
-                at = stream(graph, stages, [path], PREFETCH, at, warm=0, ahead=0)
+                at = stream(graph, stages, [path], [PREFETCH], at)
                 at = graph.transfer("kv.write", back.hops, at, lag_ps=back.lag_ps)
             if decode:
                 for layer in range(self.model.n_layers):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hetmem.engine.graph import Cost, Handle
 from hetmem.engine.step import Plan, StepView
 from hetmem.errors import CapacityError, UnsupportedError
-from hetmem.hardware.gpu import GpuSpec
+from hetmem.hardware.gpu_law import GpuLaw
 from hetmem.model.activity_config import BLOCKS, Neurons, neuron_counts, neurons
 from hetmem.policy.predictor import correlation_table_bytes, table_bytes
 from hetmem.system.base import Setup, System
@@ -88,15 +88,15 @@ def require_room(name: str, asked: int, room: int, capacity: int) -> None:
 
 
 def hot_costs(
-    gpu: GpuSpec, dtype: str, model: NeuronModel, block: str, work: Work, activation_bytes: float
+    gpu: GpuLaw, dtype: str, model: NeuronModel, block: str, work: Work, activation_bytes: float
 ) -> tuple[list[Cost], list[Cost]]:
     """Return the compute and the memory leg of the GPU's part of a block, a layer each; nothing where it has none."""
     units = work.units[:, 0]
     n_bytes = units * model.unit_bytes[block] + np.where(units > 0, activation_bytes, 0.0)
     flops = 2.0 * work.macs[:, 0] * model.macs_per_unit[block]
-    legs = gpu.legs_s(flops, n_bytes, dtype)
-    there = units > 0
-    return costs_of(legs[0] * there, n_bytes * 0), costs_of(legs[1] * there, n_bytes)
+    works = zip(flops.tolist(), n_bytes.tolist(), (units > 0).tolist(), strict=True)
+    legs = np.array([gpu.legs_s(f, b, dtype) if there else (0.0, 0.0) for f, b, there in works])
+    return costs_of(legs[:, 0], n_bytes * 0), costs_of(legs[:, 1], n_bytes)
 
 
 def costs_of(seconds: NDArray[Any], n_bytes: NDArray[Any], fj: NDArray[Any] | None = None) -> list[Cost]:

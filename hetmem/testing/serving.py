@@ -6,9 +6,10 @@ For schedulers, batching and admission policies, and for whatever else decides w
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from hetmem.engine.decode_loop import Admission, Batching, DecodeLoop
+from hetmem.engine.decode_loop import Batching, DecodeLoop
 from hetmem.engine.executor import Executor
 from hetmem.engine.graph import Cost, GraphBuilder
+from hetmem.engine.intake import Admission
 from hetmem.engine.kv_cache import KvCache
 from hetmem.engine.running import Sequence
 from hetmem.engine.scheduler import Scheduler

@@ -9,8 +9,8 @@ import numpy as np
 
 from hetmem import rng
 from hetmem.errors import ConfigError
-from hetmem.units import PS_PER_S
-from hetmem.workload.request import MAX_PS, IntArray, check_positive
+from hetmem.units import MAX_PS, PS_PER_S
+from hetmem.workload.request import IntArray, check_positive
 
 _EVEN_CV = 1e-9  # below, gaps of a second or less differ by less than a nanosecond: drawn as even
 

@@ -14,12 +14,12 @@ import numpy.typing as npt
 from attrs import field, frozen
 
 from hetmem.errors import ConfigError, WorkloadError
+from hetmem.units import MAX_PS
 
 IntArray = npt.NDArray[np.int64]
 
 DROP_CONTEXT = "context"  # the reason kept with a request that is longer than the model's context
 PREFIX_BLOCK_TOKENS = 512  # tokens behind one prefix hash: Qin et al., Mooncake, FAST'25, the released traces
-MAX_PS = 2**63 - 1  # the last tick an int64 column can hold: 107 days
 MAX_TOKENS = 2**31 - 1
 
 

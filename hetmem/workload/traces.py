@@ -6,14 +6,16 @@ Read are the columns of the common public traces, told apart by their names:
 length         ``in_tokens``, ``out_tokens``            length tables, measured runs
 ..             ``ContextTokens``, ``GeneratedTokens``   Azure LLM inference trace (Patel et al., ISCA'24)
 ..             ``input_length``, ``output_length``      Mooncake trace (Qin et al., FAST'25)
-arrival        ``arrival_s``, ``arrival_ms``            from the start of the run
-..             ``TIMESTAMP``                            date and time; the earliest becomes zero
+arrival        ``arrival_s``, ``arrival_ms``            numbers, from any origin
+..             ``TIMESTAMP``                            date and time
 ..             ``timestamp``                            milliseconds, as in the Mooncake trace
 prefix blocks  ``hash_ids``                             a JSON list, or whole numbers apart by spaces
 ============== ======================================== =====================================================
 
-Other columns are ignored. Times are read as decimals, so seconds and milliseconds of one trace give the same
-ticks. Nothing is guessed: a line that does not fit is refused with its number and content.
+Other columns are ignored. A run begins with the first request: the earliest arrival of a file becomes zero and the
+gaps stay, so that a trace cut out of a longer one, or stamped with the time of day, means the same. Times are read as
+decimals, so seconds and milliseconds of one trace give the same ticks. Nothing is guessed: a line that does not fit is
+refused with its number and content.
 """
 
 import csv
@@ -35,8 +37,8 @@ import numpy as np
 from attrs import define, frozen
 
 from hetmem.errors import WorkloadError, suggestion
-from hetmem.units import PS_PER_S
-from hetmem.workload.request import MAX_PS, MAX_TOKENS, RequestTable
+from hetmem.units import MAX_PS, PS_PER_S
+from hetmem.workload.request import MAX_TOKENS, RequestTable
 
 _PROMPT = ("in_tokens", "ContextTokens", "input_length")
 _OUTPUT = ("out_tokens", "GeneratedTokens", "output_length")
@@ -46,7 +48,8 @@ _PREFIX = "hash_ids"
 _DATE_TIME = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:?\d\d)?")
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LATEST_PS = MAX_PS // 2  # the earliest and the latest of a file of dates must fit in one column
+_LATEST_PS = MAX_PS // 2  # the earliest and the latest of a file must fit in one column
+_LARGEST_NUMBER = 10**13  # milliseconds until the year 2286; decimals of 28 digits keep its ticks
 _SHOWN = 120  # characters of a bad line that an error repeats
 
 
@@ -96,16 +99,14 @@ class _Rows:
 
     def _arrival_ps(self, name: str, cells: dict[str, Any]) -> int:
         cell = _cell(name, cells)
-        if name == _DATE:
-            date_ps = _date_ps(cell)
-            if self.origin_ps is None:
-                self.origin_ps = date_ps
-            time_ps = date_ps - self.origin_ps  # below zero where a later line is earlier
-            if abs(time_ps) > _LATEST_PS:
-                days = _LATEST_PS // PS_PER_S // 86_400
-                raise _BadLineError(f"{name}: {_quoted(cell)} is more than {days} days from the first")
-            return time_ps
-        return _number_ps(name, cell)
+        since_ps = _date_ps(cell) if name == _DATE else _number_ps(name, cell)
+        if self.origin_ps is None:
+            self.origin_ps = since_ps
+        time_ps = since_ps - self.origin_ps  # below zero where a later line is earlier
+        if abs(time_ps) > _LATEST_PS:
+            days = _LATEST_PS // PS_PER_S // 86_400
+            raise _BadLineError(f"{name}: {_quoted(cell)} is more than {days} days from the first line's")
+        return time_ps
 
     def table(self) -> RequestTable:
         arrival = np.array(self.arrival_ps, dtype=np.int64)
@@ -245,8 +246,8 @@ def _number_ps(name: str, cell: Any) -> int:
     if time is None or not time.is_finite() or time < 0:
         unit = "seconds" if _PS_PER_UNIT[name] == PS_PER_S else "milliseconds"
         raise _BadLineError(f"{name}: expected a number of {unit} from 0, not {_quoted(cell)}")
-    if time > _LATEST_PS // _PS_PER_UNIT[name]:
-        raise _BadLineError(f"{name}: {_quoted(cell)} is too late; count times from the first request")
+    if time > _LARGEST_NUMBER:
+        raise _BadLineError(f"{name}: {_quoted(cell)} is too large for a time")
     return int((time * _PS_PER_UNIT[name]).to_integral_value())
 
 

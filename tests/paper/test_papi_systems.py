@@ -98,6 +98,7 @@ def test_attacc_equals_the_closed_form(assumed, pipelining, co_processing, batch
     gpu = TiledGpu.of(
         config.gpu, config.gpu_link, corrected_energy=config.tile.corrected_energy,
         measured_ring=config.tile.measured_all_reduce,
+        compute_efficiency=config.tile.compute_efficiency, memory_efficiency=config.tile.memory_efficiency,
     )  # fmt: skip
     options = evolve(config.attacc, pipelining=pipelining, co_processing=co_processing)
     law = attacc_law.machine_of(gpu, 8, config.tile, config.pim, options)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hetmem import catalog
 from hetmem.hardware.dram import MAPPINGS, MemorySystem, memory
 from hetmem.hardware.gpu import gpu
+from hetmem.hardware.gpu_law import gpu_law
 from hetmem.hardware.link import link
 from hetmem.hardware.ssd import ssd
 
@@ -128,7 +129,13 @@ def test_ssd_is_monotone_and_within_its_limits(name: str, n: int, size: int, dep
 @given(name=st.sampled_from(sorted(GPUS)), flops=st.floats(0, 1e16), moved=st.floats(0, 1e12))
 def test_a_kernel_takes_between_the_longer_leg_and_their_sum(name: str, flops: float, moved: float) -> None:
     card = GPUS[name]
-    total, memory_s = card.legs_s(flops, moved)
-    compute_s = flops / (card.compute_efficiency * card.peak_flops())
-    assert total >= max(compute_s, memory_s)
-    assert total <= card.launch_s + (compute_s + memory_s) * (1 + 1e-12)
+    law = gpu_law(card)
+    gemm, (total, memory_s) = law.calibration.law("gemm"), law.legs_s(flops, moved)
+    if not flops and not moved:
+        assert (total, memory_s) == (0.0, 0.0)
+        return
+    compute_s = flops / (gemm.compute_efficiency * card.peak_flops())
+    stream_s = moved / (gemm.memory_efficiency * card.memory_bytes_per_s)
+    assert total >= max(compute_s, stream_s)
+    assert total <= gemm.launch_us * 1e-6 + (compute_s + stream_s) * (1 + 1e-12)
+    assert memory_s == min(total, card.stream_s(moved))

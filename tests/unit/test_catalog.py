@@ -102,3 +102,10 @@ def test_users_cannot_change_an_entry_unseen(users_catalog):
     (users_catalog / "gpus.toml").write_text(ENTRY.replace("thing", "t4") + "fp16_tflops = 5\n")
     with pytest.raises(ConfigError, match="t4 is already in the catalogue"):
         entry("gpus", "t4")
+
+
+def test_a_folder_that_is_missing_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(catalog, "_loaded", {})
+    monkeypatch.setenv("HETMEM_CATALOG", str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"HETMEM_CATALOG: .*nowhere is not a folder"):
+        ids("dram")

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from hetmem.cli import main
-from hetmem.system import SYSTEMS
+from hetmem.errors import ConservationError, DeadlockError, HetmemError
+from hetmem.study.compare import DEFAULT_SYSTEMS
+from hetmem.study.scenario import DEFAULT_BATCH, DEFAULT_REQUESTS
 
 ROW_KEYS = {
     "system", "assumptions", "dimm_preset", "model", "workload", "tokens_per_s", "carbon_operational_g_per_token",
@@ -82,13 +84,13 @@ def test_show_carbon_lists_sources(capsys: pytest.CaptureFixture[str]) -> None:
         assert expected in out
 
 
-def test_compare_runs_every_system_under_every_set(capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_runs_every_quick_system_under_every_set(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = call(capsys, "compare", *QUICK, "--json")
     rows = json.loads(out)["rows"]
     asked = {(row["system"], row["assumptions"], row["dimm_preset"]) for row in rows}
     expected = {
         (system.name, assumed, preset)
-        for system in SYSTEMS
+        for system in DEFAULT_SYSTEMS
         for assumed in ("as-published", "fair")
         for preset in (("paper-fit", "datasheet") if system.has_dimms else (None,))
     }
@@ -97,6 +99,12 @@ def test_compare_runs_every_system_under_every_set(capsys: pytest.CaptureFixture
     for row in rows:
         assert row.keys() >= ROW_KEYS
         assert (row["refused"] is None) == (row["tokens_per_s"] is not None)
+
+
+def test_a_role_that_no_system_has_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = call(capsys, "compare", "resident", "flexgen", *QUICK, "--policy", "reschedule=threshold")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "unknown policy role of resident 'reschedule'" in err
 
 
 def test_a_system_that_does_not_fit_stays_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,6 +123,7 @@ def test_the_table_names_what_is_not_counted(capsys: pytest.CaptureFixture[str])
     assert status == 0
     assert "datasheet" in out
     assert "energy of ndp-dimm does not count: base" in out
+    assert "base: the rest of the node" in out
 
 
 BAD = [
@@ -132,6 +141,19 @@ BAD = [
     (["run", "resident", "--set", "machine.gpu.tdp=3"], "machine.gpu.tdp: unknown field 'tdp'; did you mean 'tdp_w'?"),
     (["run", "resident", "--set", "machine.gpu.tdp_w=abc"], "machine.gpu.tdp_w: 'abc' is not a quantity"),
     (["run", "resident", "--set", "machine.gpu=h100"], "machine.gpu: is a group; set one of its fields"),
+    (["run", "resident", "--set", "machine.gpu.host_link=foo"], "machine.gpu.host_link: is looked up before settings"),
+    (["run", "zero-inference", *QUICK, "--set", "machine.pcie.h2d_pinned.gbs=1e-7"], "more than the 106 days"),
+    (["run", "zero-inference", *QUICK, "--set", "machine.gpu.memory_gbs=1e-300"], "more than a floating-point number"),
+    (["run", "resident", "--dimm-preset", "datasheet"], "dimm-preset: resident has no NDP-DIMMs"),
+    (
+        ["run", "resident", "--model", "llama2-7b", "--prompt", "5000", "--output", "10"],
+        "resident: every request exceeds the context of llama2-7b, 4096 tokens; --truncate cuts requests",
+    ),
+    (
+        ["run", "resident", "--model", "llama2-7b", "--prompt", "10", "--output", "1000000"],
+        "resident: every request exceeds the context of llama2-7b, 4096 tokens; --truncate cuts requests",
+    ),
+    (["run", "resident", "--policy", "attention=cpu"], "unknown policy role of resident 'attention'"),
     (["run", "resident", "--bacth", "3"], "Unknown option: --bacth"),
     (["reproduce", "hermes-baseline"], "unknown reproduction 'hermes-baseline'; did you mean 'hermes-baselines'?"),
     (["show", "rtx-409"], "unknown name 'rtx-409'; did you mean 'rtx-4090'?"),
@@ -162,7 +184,7 @@ def test_a_model_that_does_not_fit_says_what_was_needed(capsys: pytest.CaptureFi
         capsys, "run", "resident", "--gpu", "rtx-4090", "--gpus", "1", "--save", str(tmp_path / "x")
     )
     assert (status, out) == (2, "")
-    assert "gpu0: 137.95 GB asked, 21.60 GB free of 21.60 GB" in err
+    assert "gpu0: 137.95 GB asked, 21.60 GB free of 21.60 GB usable of 24.00 GB" in err
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "x").exists()
 
@@ -202,7 +224,34 @@ def test_a_saved_run_is_whole(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert "exists and is not empty" in err
 
 
-@pytest.mark.parametrize("what", ["systems", "models", "devices", "workloads", "policies", "reproductions"])
+@pytest.mark.parametrize("target", ["/proc/foo", "{file}", "{file}/x"])
+def test_a_bad_place_to_save_is_refused_before_anything_runs(
+    target: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("hetmem.cli.compare", lambda *_, **__: pytest.fail("it ran"))
+    status, out, err = call(capsys, "run", "resident", *QUICK, "--save", target.format(file=tmp_path / "file"))
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith("hetmem: save: ")
+
+
+@pytest.mark.parametrize("error", [ConservationError("tokens", "1 in, 0 out"), DeadlockError(("a waits",))])
+def test_a_broken_law_is_a_bug_and_status_three(
+    error: HetmemError, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("hetmem.cli.compare", broken)
+    status, out, err = call(capsys, "run", "resident", *QUICK)
+    assert (status, out) == (3, "")
+    assert err.splitlines()[0] == f"hetmem: {error}".splitlines()[0]
+    assert err.splitlines()[-1] == "hetmem: this is a bug in hetmem or in a policy, please report it"
+
+
+@pytest.mark.parametrize(
+    "what", ["systems", "models", "devices", "machines", "workloads", "policies", "assumptions", "reproductions"]
+)
 def test_lists(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = call(capsys, "list", what, "--json")
     assert status == 0
@@ -210,6 +259,33 @@ def test_lists(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = call(capsys, "list", what)
     assert status == 0
     assert out.strip()
+
+
+def test_devices_are_listed_with_what_they_peak_at_and_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {row["device"]: row for row in json.loads(call(capsys, "list", "devices", "--json")[1])["devices"]}
+    assert list(rows["rtx-4090"].values())[1:] == ["gpus", 165.2, 1008.0, 24.0]
+    # One channel of DDR5: 64 bytes in eight clocks of 416 ps.
+    assert list(rows["ddr5-4800"].values())[1:] == ["dram", None, round(64 / (8 * 0.416), 3), None]
+    assert all(row["peak GB/s"] for row in rows.values() if row["kind"] in ("gpus", "cpus", "dram", "links", "ssds"))
+
+
+def test_a_system_and_its_machine_of_the_same_name_are_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    (system,) = json.loads(call(capsys, "show", "resident", "--json")[1])
+    assert (system["kind"], system["machine"]["id"]) == ("system", "resident")
+    assert call(capsys, "show", "resident")[1].count("resident (machines)") == 1
+
+
+def test_a_table_of_refusals_says_what_was_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", "resident", "--gpu", "t4", "--gpus", "1", "--batch", "3", "--assumptions", "fair"]
+    status, out, _ = call(capsys, *words)
+    assert status == 2
+    assert "static batches of 3" in out
+
+
+def test_help_gives_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(call(capsys, "run", "--help")[1].replace("│", " ").split())
+    assert f"By default {DEFAULT_BATCH}, and 1 with --prompt and --output" in text
+    assert f"By default {DEFAULT_REQUESTS} of a workload by name" in text
 
 
 @pytest.mark.parametrize("name", ["rtx-4090", "DDR5 4800", "resident", "fair", "llama2-70b", "chat", "paper-fit"])

@@ -149,7 +149,10 @@ def test_progress_is_reported_for_every_request():
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda s: setattr(s.loop, "finished", 0), "requests in = done + dropped violated: 2 in, 0 done, 0 dropped"),
+        (
+            lambda s: setattr(s.loop.intake, "finished", 0),
+            "requests in = done + dropped violated: 2 in, 0 done, 0 dropped",
+        ),
         (lambda s: setattr(s.recorder, "emitted", 9), "tokens violated: 9 emitted by the steps, 6 received"),
         (lambda s: setattr(s.loop.kv, "freed", 0), "KV blocks violated: 2 allocated, 0 freed, 0 held"),
         (lambda s: s.loop.kv.take(1), "KV blocks violated: 1 still held at the end"),

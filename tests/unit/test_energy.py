@@ -2,6 +2,8 @@
 
 import pytest
 
+import hetmem
+from hetmem.hardware.dram import DramDevice
 from hetmem.hardware.machine import Unit
 from hetmem.monitor.energy import PARTS, account
 from hetmem.units import FJ_PER_J, PS_PER_S
@@ -51,3 +53,23 @@ def test_the_parts_add_up_to_the_total_in_the_frame():
 def test_a_run_of_nothing_costs_nothing():
     energy = account([], [], 0)
     assert (energy.total_fj, energy.component_j(), len(energy.to_pandas())) == (0, {}, 0)
+
+
+def test_work_without_a_figure_is_listed_and_what_is_known_of_it_still_counts():
+    unit = Unit("dimm0.dram", "ndp-dimm", 1.0, 1.0, ("dimm0",), dynamic_known=False)
+    known = Unit("gpu0", "gpu", 1.0, 1.0, ("gpu0",))
+    found = account([(unit, 10, 7), (unit, 10, 7), (known, 10, 5)], [], 100)
+    assert found.not_counted == ("ndp-dimm (dynamic)",)
+    assert found.by_component["ndp-dimm"]["dynamic"] == 14
+
+
+def test_dimms_whose_device_has_no_energy_say_so(monkeypatch):
+    def run():
+        return hetmem.simulate("ndp-dimm", model="llama2-13b", workload=hetmem.fixed(16, 2, 1)).energy
+
+    known = run()
+    monkeypatch.setattr(DramDevice, "energy_j", lambda *_, **__: None)
+    unknown = run()
+    assert "ndp-dimm (dynamic)" not in known.not_counted
+    assert "ndp-dimm (dynamic)" in unknown.not_counted
+    assert 0 < unknown.by_component["ndp-dimm"]["dynamic"] < known.by_component["ndp-dimm"]["dynamic"]

@@ -13,6 +13,7 @@ from hetmem.errors import (
     ConservationError,
     DeadlockError,
     HetmemError,
+    RangeError,
     UnknownNameError,
     UnsupportedError,
     WorkloadError,
@@ -25,6 +26,9 @@ SAMPLES = {
     ConfigErrors((ConfigError("a", "b"), ConfigError("c", "d"))): "a: b\nc: d",
     UnknownNameError("model", "lama2-70b", ("llama2-70b", "opt-13b")): (
         "unknown model 'lama2-70b'; did you mean 'llama2-70b'?"
+    ),
+    RangeError("end_ps", "64 bits hold"): (
+        "end_ps: more than 64 bits hold; is a rate or a size of the configuration off by orders of magnitude?"
     ),
     WorkloadError("trace.csv:7", "expected a number, not 'x'"): "trace.csv:7: expected a number, not 'x'",
     CapacityError("gpu0", 30_000_000_000, 4_000_000_000, 24_000_000_000, (("weights", 20_000_000_000),)): (
@@ -78,6 +82,12 @@ def test_an_error_survives_pickling(error):
 
 def test_a_memory_that_holds_nothing_says_so():
     assert str(CapacityError("hbm", 2 * 10**9, 10**9, 10**9, ())).endswith("(holds nothing)")
+
+
+def test_a_part_of_a_memory_names_the_whole():
+    error = CapacityError("gpu0", 30 * 10**9, 10**9, 21_600_000_000, (), 24 * 10**9)
+    assert str(error) == "gpu0: 30.00 GB asked, 1.00 GB free of 21.60 GB usable of 24.00 GB (holds nothing)"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_suggestions():

@@ -22,7 +22,8 @@ def run(system="m2cache", model="llama2-7b", **options):
 @pytest.mark.parametrize("system", system_ids())
 def test_components_and_phases_add_up_exactly_in_every_system(system):
     try:
-        found = run(system, "mixtral-8x7b" if system in MOE else "llama2-7b")
+        model = "opt-13b" if system_class(system).has_neurons else "llama2-7b"
+        found = run(system, "mixtral-8x7b" if system in MOE else model)
     except (ConfigError, UnknownNameError):
         pytest.fail(f"{system} does not run")
     energy = found.energy

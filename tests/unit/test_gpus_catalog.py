@@ -10,6 +10,7 @@ from hetmem.errors import ConfigError, UnknownNameError
 from hetmem.hardware.cpu import cpu
 from hetmem.hardware.dram import MAPPINGS, memory
 from hetmem.hardware.gpu import GpuSpec, gpu
+from hetmem.hardware.gpu_law import IDEAL, Gemm, gpu_law
 from hetmem.hardware.kernel_cost import SideMemory
 from hetmem.hardware.link import DIRECTIONS, link
 from hetmem.hardware.paging import Translation
@@ -38,8 +39,9 @@ def test_no_kernel_beats_the_peaks(name: str) -> None:
     card = gpu(name)
     for flops, moved in ((1e12, 1e6), (1e9, 1e9), (1e12, 1e10)):
         bound = max(flops / card.peak_flops(), moved / card.memory_bytes_per_s)
-        assert card.legs_s(flops, moved).total_s > bound
-        assert card.ideal().legs_s(flops, moved).total_s == pytest.approx(bound)
+        assert gpu_law(card).legs_s(flops, moved)[0] > bound
+        assert gpu_law(card, IDEAL).legs_s(flops, moved)[0] == pytest.approx(bound)
+        assert gpu_law(card).legs_s(flops, moved)[1] <= card.stream_s(moved)
 
 
 def test_figures_of_the_cards_that_the_studies_use() -> None:
@@ -52,7 +54,9 @@ def test_figures_of_the_cards_that_the_studies_use() -> None:
 def test_int8_runs_at_its_own_peak() -> None:
     card = gpu("a100-sxm-80gb")
     assert card.peak_flops("int8") == 2 * card.peak_flops("bf16")
-    assert card.legs_s(1e13, 1.0, "int8").total_s < card.legs_s(1e13, 1.0).total_s
+    law = gpu_law(card)
+    assert law.legs_s(1e13, 1.0, "int8")[0] < law.legs_s(1e13, 1.0)[0]
+    assert card.roofline_s(1e13, 1.0, "int8").total_s == pytest.approx(card.roofline_s(1e13, 1.0).total_s / 2)
     with pytest.raises(ConfigError, match="dtype: expected one of fp16, bf16, int8, not 'fp64'"):
         card.peak_flops("fp64")
 
@@ -61,7 +65,9 @@ def test_weight_stream_of_the_measured_a100() -> None:
     """Measured: 32 to 64 MB of weights at 1360 GB/s, 256 to 512 MB at 1657 (launch included)."""
     card = gpu("a100-sxm-80gb")
     for size, gbs in ((48e6, 1360), (384e6, 1657)):
-        assert size / card.legs_s(0.0, size).total_s * 1e-9 == pytest.approx(gbs, rel=0.08)
+        call = Gemm(16, size / 2 / 4096, 4096)
+        seconds, _ = gpu_law(card).legs_s(16 * size, size, call=call)
+        assert size / seconds * 1e-9 == pytest.approx(gbs, rel=0.08)
 
 
 def test_bad_power_order_is_refused() -> None:
@@ -74,7 +80,7 @@ def test_bad_power_order_is_refused() -> None:
 
 def test_bad_efficiency_is_refused() -> None:
     with (
-        catalog.patched("gpus", "t4", "memory_efficiency", 1.2),
+        catalog.patched("gpus", "t4", "stream_efficiency", 1.2),
         pytest.raises(ConfigError, match=r"\(0, 1\]"),
     ):
         gpu("t4")
@@ -137,7 +143,7 @@ def outputs_of_ssd(name: str) -> Any:
 
 def outputs_of_gpu(name: str) -> Any:
     card = gpu(name)
-    got = [card.legs_s(1e12, 1e9, t) for t in ("fp16", "int8")]
+    got = [card.roofline_s(1e12, 1e9, t) for t in ("fp16", "int8")]
     return [*got, card.stream_s(1e9), card.capacity_bytes, card.idle_w, card.context_w, card.tdp_w]
 
 

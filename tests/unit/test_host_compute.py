@@ -177,3 +177,13 @@ def test_machines_have_the_assumed_hosts():
         config = scenario(system, model="mixtral-8x7b", workload_=fixed(8, 2, 1)).configuration().machine
         assert config.cpu.name == cpu
         assert attrs.evolve(config).gpus == 1
+
+
+@pytest.mark.parametrize(("channels", "gbs"), [(4, 89.6), (2, 51.2)])
+def test_the_host_processor_reads_no_faster_than_the_memory_or_its_own_controllers(channels, gbs):
+    system = planner("flexgen", "opt-13b", **{"machine.host.channels": channels})
+    assert system.host_cpu.memory_gbs == pytest.approx(gbs)
+    whole, _, memory_s = system._cpu_attention_s(StepShape.decode(64, 64 * 2000), 1.0)
+    n_bytes = 2 * 64 * 2001 * system.model.kv_width * 2
+    assert whole > n_bytes / (gbs * 1e9)
+    assert memory_s > 0

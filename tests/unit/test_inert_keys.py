@@ -43,6 +43,7 @@ PROBES: dict[str, dict[str, Any]] = {
     },
     "resident-bare": {"system": "resident", "model": "opt-13b", "settings": {"machine.live_context": False}},
     "resident-shards": {"system": "resident", "model": "opt-13b", "gpu": "rtx-4090"},
+    "resident-host": {"system": "resident", "model": "opt-13b", "kv_memory": "host"},
     "resident-published": {
         "system": "resident",
         "model": "opt-6.7b",

@@ -49,9 +49,11 @@ def test_the_dram_entry_has_only_keys_that_the_law_uses() -> None:
     assert memory("ddr5-4800").peak_gbs > 0
 
 
-def test_the_python_example_runs() -> None:
+def test_the_python_example_runs(tmp_path: Path) -> None:
     example = _blocks("python")[0]
-    exec(compile(example, "README.md", "exec"), {})
+    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+    done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_both_queries_give_the_best_batch_of_each_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -69,7 +71,7 @@ def test_both_queries_give_the_best_batch_of_each_machine(monkeypatch: pytest.Mo
     assert duckdb.sql(sql).fetchall() == found
     everything = duckdb.sql("SELECT count(*), max(power_w), sum(time_share['gpu0']) FROM 'out/sweep/dataset.parquet'")
     count, most, shares = everything.fetchall()[0]
-    assert (count, most > 430, shares > 0) == (18, True, True)
+    assert (count, most > 335, shares > 0) == (18, True, True)
 
 
 @pytest.mark.slow

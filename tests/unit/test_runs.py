@@ -108,14 +108,17 @@ def test_the_evaluator_takes_an_arbitration_for_all_tasks_of_a_step(system):
 
 @pytest.mark.parametrize("unroll", [False, True])
 def test_the_events_of_a_decode_step_of_resident(unroll):
-    """Two services and a wake of the memory for a kernel; the GPU itself is woken once."""
+    """Two services and a wake of the memory for a task of kernels; the GPU itself is woken once.
+
+    Folded, the layers are one such task and the head is another; unrolled, each kernel of each layer is.
+    """
     model = hetmem.load_model("llama2-13b")
     layer, head = (
         layer_kernels(model, StepShape.decode(1, 20), FP16),
         head_kernels(model, StepShape.decode(1, 20), FP16),
     )
     attention = sum(kernel.name in ("qk", "softmax", "sv") for kernel in layer)  # one launch
-    kernels = (len(layer) - attention + 1) * (model.n_layers if unroll else 1) + len(head)
+    kernels = (len(layer) - attention + 1) * model.n_layers + len(head) if unroll else 2
     events, tasks = decode_step("resident", gpus=1, settings={"serving.unroll_layers": unroll})
     assert (events, tasks) == (3 * kernels + 1 + CONTROL, 2 * kernels)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from hetmem.errors import ConfigError
 from hetmem.hardware.machine import Unit
 from hetmem.monitor import save as save_module
 from hetmem.monitor.energy import account
-from hetmem.monitor.save import MANIFEST, SCHEMA_VERSION, save_tables
+from hetmem.monitor.save import MANIFEST, SCHEMA_VERSION, check_target, save_tables
 from hetmem.monitor.table import Table
 
 
@@ -61,9 +62,38 @@ def test_a_disk_that_fails_leaves_no_directory(tmp_path, monkeypatch, fails_at):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match="No space left"):
-        save_tables(tmp_path / "run", tables(), {})
+    with pytest.raises(ConfigError, match=r"save: .*run cannot be written: No space left"):
+        save_tables(tmp_path / "new" / "run", tables(), {})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("file", "is not a directory"), ("file/x", "cannot be written"), ("file/x/y", "cannot be written"),
+        ("x" * 300, "cannot be written"), ("full", "exists and is not empty"),
+    ],
+)  # fmt: skip
+def test_a_target_that_cannot_be_is_refused_and_nothing_is_left(tmp_path, target, problem):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full" / "inside").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    for refuses in (check_target, lambda path: save_tables(path, tables(), {})):
+        with pytest.raises(ConfigError, match=f"save: .* {problem}"):
+            refuses(tmp_path / target)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_system_that_takes_no_directories_is_refused():
+    with pytest.raises(ConfigError, match=r"save: /proc/foo cannot be written"):
+        check_target(Path("/proc/foo"))
+
+
+def test_checking_a_good_target_leaves_no_trace(tmp_path):
+    check_target(tmp_path / "new" / "deep" / "run")
+    (tmp_path / "empty").mkdir()
+    check_target(tmp_path / "empty")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
 def test_a_process_that_dies_leaves_something_visibly_incomplete(tmp_path, monkeypatch):

@@ -162,5 +162,5 @@ def test_requests_that_never_fit_leave_nothing_to_report():
     blocks = {"serving.kv_blocks": 1}
     with pytest.raises(UnsupportedError, match="resident: no request fits in the KV cache of 16 tokens"):
         hetmem.simulate("resident", model="opt-6.7b", workload=fixed(100, 2, 2), rate=5.0, settings=blocks)
-    with pytest.raises(UnsupportedError, match=r"no request is left to serve \(2 dropped: context\)"):
+    with pytest.raises(UnsupportedError, match=r"every request exceeds the context of opt-6.7b, 2048 tokens"):
         hetmem.simulate("resident", model="opt-6.7b", workload=fixed(3000, 2, 2))

@@ -20,10 +20,8 @@ SMALL = {
     "old_hardware": ["--model", "opt-6.7b", "--demands", "0.01", "1", "--requests", "2"],
     "hermes_throughput": ["--model", "opt-13b", "--prompt", "8", "--output", "2"],
     "hermes_ablation": ["--model", "opt-13b", "--output", "2"],
-    "hermes_balance": ["--model", "opt-13b", "--layers", "2", "--group", "16", "--output", "12"],
+    "hermes_balance": ["--model", "opt-13b", "--layers", "8", "--group", "16", "--output", "12"],
     "hermes_breakdown": ["--model", "opt-13b", "--prompt", "8", "--output", "2"],
-    "papi_decay": ["--model", "llama-7b", "--batches", "4", "2", "--mean", "8"],
-    "papi_gains": ["--models", "llama-65b", "--batches", "4", "--tlps", "4", "2", "--baselines", "attacc-only"],
 }
 PRINTED = {
     "hermes_throughput": ("hermes", "powerinfer", "deja-vu", "as-published", "fair", "paper-fit"),

@@ -145,3 +145,15 @@ def test_a_unit_of_another_dimension_is_refused() -> None:
     tree = scenario("accelerate", model="opt-6.7b", workload_=fixed(8, 2, 1)).configuration()
     with pytest.raises(ConfigError, match=r"machine\.pcie\.h2d_pinned\.gbs: '5 us' is in s, expected B/s"):
         with_settings(tree, {"machine.pcie.h2d_pinned.gbs": "5 us"})
+
+
+def test_a_group_that_is_missing_cannot_be_set_as_a_whole():
+    with pytest.raises(ConfigError, match=r"machine\.ssd: this machine has no ssd"):
+        with_settings(Tree(), {"machine.ssd": "foo"})
+
+
+@pytest.mark.parametrize(("name", "group"), [("host_link", "machine.pcie"), ("peer_link", "machine.gpu_link")])
+def test_a_name_that_is_looked_up_already_is_refused_and_says_what_to_set(name, group):
+    tree = scenario("resident", model="opt-6.7b", workload_=fixed(8, 2, 1)).configuration()
+    with pytest.raises(ConfigError, match=rf"machine\.gpu\.{name}: is looked up .* {group}, or .* --gpu"):
+        with_settings(tree, {f"machine.gpu.{name}": "pcie5-x16"})

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hetmem.errors import RangeError
 from hetmem.monitor import table as table_module
 from hetmem.monitor.table import Table
 
@@ -78,3 +79,13 @@ def test_an_unknown_column_is_an_error():
 def test_a_row_of_another_width_is_refused(row):
     with pytest.raises(ValueError, match=r"shorter|longer"):
         Table(COLUMNS).append(row)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"), [((2**63, 0), "end_ps: more than the 106 days"), ((0, 2**70), "fj: more than 64 bits")]
+)
+def test_a_value_beyond_a_column_names_it(row, problem):
+    table = Table({"end_ps": "q", "fj": "q"})
+    table.append(row)
+    with pytest.raises(RangeError, match=problem):
+        table.column("fj")

@@ -1,6 +1,7 @@
 """Text to numbers, seconds to ticks, joules to femtojoules."""
 
 import doctest
+import math
 from fractions import Fraction
 
 import pint
@@ -9,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hetmem import units
-from hetmem.units import parse_quantity, power_fj_per_ps, to_fj, to_j, to_ps, to_s
+from hetmem.errors import RangeError
+from hetmem.units import MAX_PS, parse_quantity, power_fj_per_ps, to_fj, to_j, to_ps, to_s
 
 
 @pytest.mark.parametrize(
@@ -75,3 +77,21 @@ def test_a_watt_is_a_thousand_femtojoules_per_tick():
 
 def test_the_examples_of_the_module():
     assert doctest.testmod(units).failed == 0
+
+
+@pytest.mark.parametrize("seconds", [1e7, 1e300, math.inf, math.nan])
+def test_a_duration_that_ticks_cannot_hold_is_refused(seconds):
+    with pytest.raises(RangeError, match=r"a duration of .* more than the 106 days"):
+        to_ps(seconds)
+
+
+def test_the_longest_duration_is_the_one_that_a_column_holds():
+    assert 0.99 * MAX_PS < to_ps(106.7 * 86_400) < MAX_PS
+    with pytest.raises(RangeError):
+        to_ps(106.8 * 86_400)
+
+
+@pytest.mark.parametrize("joules", [1e300, math.inf, math.nan])
+def test_an_energy_beyond_floating_point_is_refused(joules):
+    with pytest.raises(RangeError, match="an energy of"):
+        to_fj(joules)
