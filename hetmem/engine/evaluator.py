@@ -70,7 +70,7 @@ class Evaluator:
         # Tasks as (ready tick, key of the first, submission, tasks) and wakes as (tick, key below 0, lane, ()).
         self._heap: list[tuple[int, int, Any, Sequence[int]]] = []
         self._unstarted: list[_Submission] = []
-        self._timers: set[tuple[int, int]] = set()
+        self._timers: set[tuple[int, float]] = set()
         self._resting: set[int] = set()  # lanes with a wake after all else
         self._horizon = 0  # the last end that is known
         self._gates_until = 0  # the last tick at which a gate opens
@@ -189,7 +189,7 @@ class Evaluator:
 
     # -- time ----------------------------------------------------------------------------------------------------
 
-    def _call(self, tick: int, phase: int) -> None:
+    def _call(self, tick: int, phase: float) -> None:
         if (tick, phase) not in self._timers:
             self._timers.add((tick, phase))
             self.env.call(self._on_arbitration if phase == ARBITRATION else self._on_completion, tick, phase)

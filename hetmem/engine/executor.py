@@ -13,7 +13,7 @@ from attrs import define, field
 
 from hetmem.engine.graph import Cost, TaskGraph, Template
 from hetmem.errors import ConfigError, ConservationError, DeadlockError
-from hetmem.hardware.clock import Clock
+from hetmem.hardware.clock import COMPLETION, Clock
 from hetmem.hardware.server import Server
 
 # A rank orders the tasks of a run: steps by their rank, then tasks by index.
@@ -146,12 +146,7 @@ class Executor:
                 )  # fmt: skip
 
     def _after(self, delay_ps: int, sub: Submission, index: int) -> None:
-        def landed(_event: simpy.Event) -> None:
-            self._complete(sub, index)
-
-        callbacks = self.env.timeout(delay_ps).callbacks
-        assert callbacks is not None
-        callbacks.append(landed)
+        self.env.call(lambda _event: self._complete(sub, index), self.env.now + delay_ps, COMPLETION)
 
     def _served(self, sub: Submission, index: int, start_ps: int) -> None:
         template = sub.graph.template

@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import simpy
 
-# SimPy's URGENT is 0 and NORMAL is 1.
-COMPLETION = 0
+# SimPy's URGENT, with which ``run(until)`` stops, is 0, and NORMAL, with which events succeed, is 1.
+COMPLETION = 0.5
 CONTROL = 1
 ARBITRATION = 2
 NEVER = 1 << 62
@@ -39,12 +39,18 @@ class Clock(simpy.Environment):
         queue = self._queue
         return cast(int, queue[0][0]) if queue else NEVER
 
-    def trigger(self, event: simpy.Event, tick: int, phase: int = CONTROL) -> None:
+    def trigger(self, event: simpy.Event, tick: int, phase: float = CONTROL) -> None:
         """Trigger ``event``, with its tick as value, in a phase of ``tick``, which is not in the past."""
         event._ok, event._value = True, tick
         self.schedule(event, priority=cast(Any, phase), delay=tick - self.now)
 
-    def call(self, callback: Callable[[simpy.Event], None], tick: int, phase: int) -> None:
+    def completion(self, delay_ps: int) -> simpy.Event:
+        """Return an event of the completion phase, ``delay_ps`` ticks from now; one of ``timeout`` is of control."""
+        event = simpy.Event(self)
+        self.trigger(event, self.now + delay_ps, COMPLETION)
+        return event
+
+    def call(self, callback: Callable[[simpy.Event], None], tick: int, phase: float) -> None:
         """Call ``callback`` in a phase of ``tick``, which is not in the past."""
         event = simpy.Event(self)
         event.callbacks = [callback]

@@ -87,7 +87,7 @@ class Server:
             left, chunk = entry[3], entry[4]
             part = chunk if 0 < chunk < left else left
             self.serving, self._started_ps = True, now
-            yield env.timeout(part)
+            yield env.completion(part)
             self.serving = False
             self._done_busy_ps += part
             if part < left:

@@ -131,7 +131,7 @@ class Table:
             self._flush()
         self._room = min(_LOOSE_ROWS, CHUNK_ROWS - len(self._open[0]))
 
-    def _columns_of(self, rows: list[Sequence[Any]]) -> list[array[Any]]:
+    def _columns_of(self, rows: list[Sequence[Any]]) -> "list[array[Any]]":
         taken = []
         for name, column, items in zip(self.columns, self._open, zip(*rows, strict=True), strict=True):
             words = self._words.get(name)
