@@ -20,6 +20,10 @@ class Cost(NamedTuple):
     fj: int = 0
     bytes: int = 0
 
+    def plus(self, other: "Cost") -> "Cost":
+        """Return the cost of both, one after the other."""
+        return Cost(self.ps + other.ps, self.fj + other.fj, self.bytes + other.bytes)
+
 
 FREE = Cost(0)
 _COLUMNS = tuple(map(itemgetter, range(3)))

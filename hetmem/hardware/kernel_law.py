@@ -322,9 +322,10 @@ class ElementwiseLaw:
 
 def _floats(*values: Number) -> tuple[Any, ...]:
     """Return floats if every value is a scalar, else arrays of floats."""
-    if all(isinstance(value, float | int) for value in values):
-        return tuple(map(float, values))
-    return tuple(np.asarray(value, dtype=float) for value in values)
+    for value in values:
+        if not isinstance(value, (float, int)):  # a union of types would be slower
+            return tuple(np.asarray(value, dtype=float) for value in values)
+    return tuple(map(float, values))
 
 
 def _ceil(value: Number) -> Number:
@@ -340,7 +341,7 @@ def _most(a: Number, b: Number) -> Number:
 
 
 def _choose(condition: Number, yes: Number, no: Number) -> Number:
-    if any(isinstance(value, np.ndarray) for value in (condition, yes, no)):
+    if isinstance(condition, np.ndarray):
         return np.where(condition, yes, no)
     return yes if condition else no
 

@@ -19,7 +19,7 @@ and traffic that a cache too small for the operands of one kernel would add.
 from collections.abc import Sequence
 from functools import lru_cache
 
-from attrs import frozen
+from attrs import asdict, frozen
 
 from hetmem.errors import ConfigError
 from hetmem.model.spec import FP16, ModelSpec, Precision, stored_bytes
@@ -277,14 +277,15 @@ def layer_kernels(spec: ModelSpec, shape: StepShape, precision: Precision = FP16
     return _kernels(spec, shape, _layer_rates(spec, precision))
 
 
-def attention_kernels(spec: ModelSpec, shape: StepShape, precision: Precision = FP16) -> tuple[Kernel, ...]:
-    """Return ``qk``, ``softmax`` and ``sv`` of one layer alone."""
-    return _kernels(spec, shape, _attention_rates(spec, precision))
+def attention_kernel(spec: ModelSpec, shape: StepShape, precision: Precision = FP16) -> Kernel:
+    """Return ``qk``, ``softmax`` and ``sv`` of one layer as the one kernel that they are when fused."""
+    return _kernels(spec, shape, (_attention_rates(spec, precision),))[0]
 
 
 @lru_cache(maxsize=256)
-def _attention_rates(spec: ModelSpec, precision: Precision) -> tuple[_Rates, ...]:
-    return tuple(rates for rates in _layer_rates(spec, precision) if rates.name in ATTENTION)
+def _attention_rates(spec: ModelSpec, precision: Precision) -> _Rates:
+    parts = [asdict(rates) for rates in _layer_rates(spec, precision) if rates.name in ATTENTION]
+    return _Rates("attention", **{what: sum(part[what] for part in parts) for what in parts[0] if what != "name"})
 
 
 def _kernels(spec: ModelSpec, shape: StepShape, each: tuple[_Rates, ...]) -> tuple[Kernel, ...]:

@@ -20,10 +20,11 @@ from hetmem.errors import CapacityError, ConfigError, UnsupportedError
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine
 from hetmem.model import StepShape
+from hetmem.model.kernels import attention_kernel
 from hetmem.policy.placement import Choice, LinearPlacement, Placement, PlacementView
 from hetmem.system.base import Setup
 from hetmem.system.offload import OffloadSystem, ssd_memories, ssd_units
-from hetmem.system.ops import Op, attention, total
+from hetmem.system.ops import Op, total
 from hetmem.system.stream import Path
 from hetmem.system.traffic import LOAD, MEMORIES, STAGE, STORE, Bytes, added, moved, off_gpu, on_disk, split
 from hetmem.system.zigzag import Block
@@ -197,8 +198,8 @@ class FlexGen(OffloadSystem):
         """Return the seconds that a share of attention takes the CPU, its launch alone, and host DRAM."""
         law = self.host_cpu
         assert law is not None
-        kernels = attention(self.model, shape, self.precision)
-        flops, n_bytes = (share * sum(getattr(k, what) for k in kernels) for what in ("flops", "bytes"))
+        whole = attention_kernel(self.model, shape, self.precision)
+        flops, n_bytes = share * whole.flops, share * whole.bytes
         return law.legs_s(flops, n_bytes).total_s, law.launch_s, n_bytes / self.kv_rate
 
     # -- machine and ledger ------------------------------------------------------------------------------------
@@ -335,7 +336,7 @@ class FlexGen(OffloadSystem):
         costs |= self.stage_costs(f"gpu.{part}", mine) if mine else {f"gpu.{part}.{leg}": FREE for leg in LEGS}
         if decode is None:
             return costs | {f"cpu.{part}.{leg}": FREE for leg in LEGS}
-        n_bytes = share * sum(k.bytes for k in attention(self.model, decode, self.precision))
+        n_bytes = share * attention_kernel(self.model, decode, self.precision).bytes
         compute_s, _, memory_s = self._cpu_attention_s(decode, share)
         dram = self._hop_cost("host", n_bytes)
         return costs | {

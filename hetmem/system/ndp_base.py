@@ -164,9 +164,7 @@ class NdpSystem(System):
         costs: dict[str, Cost] = {}
         stages = {"prefill.layer": self.ops.layer(shape, None), "prefill.head": self.ops.head(shape)}
         for slot, ops in stages.items():
-            compute, memory = zip(*(self.ops.price(op) for op in ops), strict=True)
-            costs[f"{slot}.compute"] = Cost(sum(c.ps for c in compute), sum(c.fj for c in compute))
-            costs[f"{slot}.memory"] = Cost(sum(c.ps for c in memory), 0, sum(c.bytes for c in memory))
+            costs[f"{slot}.compute"], costs[f"{slot}.memory"] = self.ops.price_run(ops)
         loads = {_load_slot(n_bytes): n_bytes for n_bytes in map(self.missing_bytes, range(self.model.n_layers))}
         loads["load.head"] = self.head_bytes
         for slot, n_bytes in loads.items():

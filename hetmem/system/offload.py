@@ -112,11 +112,7 @@ class OffloadSystem(System):
 
     def stage_costs(self, slot: str, ops: list[Op], times: int = 1) -> dict[str, Cost]:
         """Return the costs of a stage: all its launches, one after the other, ``times`` over."""
-        legs = [self.ops.price(op, times) for op in ops]
-        compute, memory = (
-            Cost(sum(c.ps for c in side), sum(c.fj for c in side), sum(c.bytes for c in side))
-            for side in zip(*legs, strict=True)
-        )
+        compute, memory = self.ops.price_run(ops, times)
         return {f"{slot}.compute": compute, f"{slot}.memory": memory}
 
     def step_costs(self, view: StepView) -> dict[str, Cost]:

@@ -14,12 +14,12 @@ from collections.abc import Iterable
 
 from attrs import field, frozen
 
-from hetmem.engine.graph import Cost
+from hetmem.engine.graph import FREE, Cost
 from hetmem.errors import ConfigError
 from hetmem.hardware.gpu_law import Call, DecodeAttention, Elementwise, Gemm, GpuLaw, MixedAttention, PrefillAttention
 from hetmem.model import Kernel, ModelSpec, Precision, StepShape, expected_experts, head_kernels, layer_kernels
 from hetmem.model.kernels import ATTENTION as ATTENTION
-from hetmem.model.kernels import attention_kernels
+from hetmem.model.kernels import attention_kernel
 from hetmem.units import to_ps
 
 REPLICATED = ("attn_norm", "mlp_norm", "final_norm", "router", "embedding")
@@ -28,7 +28,7 @@ _ELEMENTWISE = {
     "attn_norm": "norm", "mlp_norm": "norm", "final_norm": "norm", "embedding": "norm", "act": "activation",
     "rope": "rotary",
 }  # fmt: skip
-_KEPT = 4096  # sizes of a step whose launches and prices are remembered
+KEPT = 4096  # sizes of a step whose launches and prices are remembered
 
 
 @frozen(slots=True, eq=False)
@@ -94,19 +94,19 @@ class GpuOps:
         """Return the launches of one layer, in order."""
         both = total(prefill, decode)
         if both.tokens not in self._around:  # all but attention depends on the number of tokens alone
-            _make_room(self._around)
+            make_room(self._around)
             kernels = layer_kernels(self.model, StepShape(tokens=both.tokens), self.precision)
             at = next(k for k, kernel in enumerate(kernels) if kernel.name in ATTENTION)
             ops = [self.launch(k.name, (k,), both) for k in kernels if k.name not in ATTENTION]
             self._around[both.tokens] = (ops[:at], ops[at:])
         before, after = self._around[both.tokens]
-        return [*before, *self._attention(prefill, decode), *after]
+        return [*before, *self.attention_launches(prefill, decode), *after]
 
     def head(self, shape: StepShape) -> list[Op]:
         """Return the launches outside the layers: embedding, final norm and logits."""
         size = StepShape(tokens=shape.tokens, sampled=shape.sampled)
         if size not in self._heads:
-            _make_room(self._heads)
+            make_room(self._heads)
             kernels = head_kernels(self.model, size, self.precision)
             self._heads[size] = [self.launch(k.name, (k,), size) for k in kernels]
         return self._heads[size]
@@ -138,34 +138,38 @@ class GpuOps:
             memory_ps = max(to_ps(memory) * times, 1 if n_bytes else 0)
             priced = Cost(to_ps(whole) * times, fj), Cost(memory_ps, 0, n_bytes)
             if isinstance(op.call, Gemm | Elementwise):  # attention hardly ever has the same size twice
-                _make_room(self._prices, 16 * _KEPT)
+                make_room(self._prices, 16 * KEPT)
                 self._prices[op, times] = priced
         return priced
+
+    def price_run(self, ops: Iterable[Op], times: int = 1) -> tuple[Cost, Cost]:
+        """Return what the legs of launches in a row cost together, each of them ``times`` over."""
+        legs = FREE, FREE
+        for op in ops:
+            compute, memory = self.price(op, times)
+            legs = legs[0].plus(compute), legs[1].plus(memory)
+        return legs
 
     def op(self, kernel: Kernel) -> Op:
         """Return the launch of one kernel by itself, its shape unknown: linear work without tiles."""
         return Op(kernel.name, kernel.flops, kernel.bytes, kernel.weight_bytes)
 
-    def _attention(self, prefill: StepShape | None, decode: StepShape | None) -> list[Op]:
+    def attention_launches(self, prefill: StepShape | None, decode: StepShape | None) -> list[Op]:
+        """Return the launches of one layer's attention; unlike the others they depend on contexts."""
         if prefill is not None and decode is not None and self.attention == "mixed":
-            kernels = (*self._scores(prefill), *self._scores(decode))
             call = MixedAttention(self._chunks(prefill), self._decodes(decode))
-            return [self._attend("attention.mixed", kernels, call)]
+            return [self._attend("attention.mixed", prefill + decode, call)]
         ops = []
         if prefill is not None:
-            ops.append(self._attend("attention.prefill", self._scores(prefill), self._chunks(prefill)))
+            ops.append(self._attend("attention.prefill", prefill, self._chunks(prefill)))
         if decode is not None:
-            ops.append(self._attend("attention.decode", self._scores(decode), self._decodes(decode)))
+            ops.append(self._attend("attention.decode", decode, self._decodes(decode)))
         return ops
 
-    def _scores(self, shape: StepShape) -> tuple[Kernel, ...]:
-        return attention(self.model, shape, self.precision)
-
-    def _attend(self, name: str, kernels: tuple[Kernel, ...], call: Call) -> Op:
-        share = self.shards
-        kv = sum(k.kv_read_bytes + k.kv_write_bytes for k in kernels)
-        n_bytes = self._per_gpu(sum(k.bytes for k in kernels), kv, share)
-        return Op(name, sum(k.flops for k in kernels) / share, n_bytes, 0.0, call)
+    def _attend(self, name: str, shape: StepShape, call: Call) -> Op:
+        whole, share = attention_kernel(self.model, shape, self.precision), self.shards
+        n_bytes = self._per_gpu(whole.bytes, whole.kv_read_bytes + whole.kv_write_bytes, share)
+        return Op(name, whole.flops / share, n_bytes, 0.0, call)
 
     def _decodes(self, shape: StepShape) -> DecodeAttention:
         # Several new tokens of a sequence are more queries per KV head.
@@ -207,11 +211,6 @@ class GpuOps:
         return Gemm(m, n, k, experts)
 
 
-def attention(model: ModelSpec, shape: StepShape, precision: Precision) -> tuple[Kernel, ...]:
-    """Return the three kernels of one layer's attention."""
-    return attention_kernels(model, shape, precision)
-
-
 def total(prefill: StepShape | None, decode: StepShape | None) -> StepShape:
     """Return the shape of both groups of a step together."""
     if prefill is None:
@@ -219,7 +218,7 @@ def total(prefill: StepShape | None, decode: StepShape | None) -> StepShape:
     return prefill if decode is None else prefill + decode
 
 
-def _make_room(kept: dict, most: int = _KEPT) -> None:  # type: ignore[type-arg]
+def make_room(kept: dict, most: int = KEPT) -> None:  # type: ignore[type-arg]
     """Forget everything once ``most`` are kept: sizes come back within a phase of a run, or not at all."""
     if len(kept) >= most:
         kept.clear()

@@ -27,7 +27,7 @@ from hetmem.model import StepShape
 from hetmem.model.spec import stored_bytes
 from hetmem.system.base import Setup, System
 from hetmem.system.host_tier import MEMORY, HostTier
-from hetmem.system.ops import GpuOps, Op, total
+from hetmem.system.ops import KEPT, GpuOps, Op, make_room, total
 from hetmem.system.parts import gpu_link, gpu_memories, gpu_units, host_memories, host_units, stage_link
 from hetmem.units import to_ps
 
@@ -47,6 +47,18 @@ class Stage:
     gpus: tuple[int, ...]
 
 
+@frozen
+class Alike:
+    """What steps of as many tokens have in common: all costs by slot but those of attention, and where that runs.
+
+    ``attending`` holds the slot of each run with attention, how often it runs, and which launches of it.
+    """
+
+    template: Template
+    costs: Mapping[str, Cost]
+    attending: tuple[tuple[str, int, tuple[int, ...]], ...]
+
+
 class Resident(System):
     """Weights and KV cache in the memory of one or more GPUs."""
 
@@ -64,6 +76,7 @@ class Resident(System):
             raise UnsupportedError(self.name, problem)
         self.ops = GpuOps(self.model, self.precision, self.config.gpu_law, self.shards, setup.attention)
         self.stages = self._stages()
+        self._known: dict[tuple[int, int, tuple[str, ...]], Alike] = {}
         self.tier = None if self.config.host is None else HostTier(self.config, self.config.host)
         if setup.kv_memory not in (None, MEMORY) or (setup.kv_memory and self.tier is None):
             raise UnsupportedError(self.name, f"its KV cache is in GPU memory or in {MEMORY}, not in {setup.kv_memory}")
@@ -119,24 +132,44 @@ class Resident(System):
 
     def plan(self, view: StepView) -> Plan:
         tokens = total(view.prefill, view.decode)
-        layer, head = self.ops.layer(view.prefill, view.decode), self.ops.head(tokens)
-        costs: dict[str, Cost] = {}
-        runs = (self._runs(layer), self._runs(head))
-        for stage in self.stages:
-            times, last = stage.blocks[0][1], stage.index == len(self.stages) - 1
-            for run in runs[0]:
-                self._price(stage.prefix, run, times, costs)
-            for run in runs[1] if last else ():
-                self._price(stage.prefix, run, 1, costs)
+        attention = self.ops.attention_launches(view.prefill, view.decode)
+        alike = self._alike(view, tokens, tuple(op.name for op in attention))
+        costs = dict(alike.costs)
+        for slot, times, launches in alike.attending:
+            compute, memory = self.ops.price_run([attention[k] for k in launches], times)
+            costs[slot + ".compute"] = costs[slot + ".compute"].plus(compute)
+            costs[slot + ".memory"] = costs[slot + ".memory"].plus(memory)
+        if self.kv_outside:
+            for stage in self.stages:
+                costs |= self._kv_costs(stage, tokens, stage.blocks[0][1])
+        return Plan(alike.template.bind(costs))
+
+    def _alike(self, view: StepView, tokens: StepShape, attention: tuple[str, ...]) -> Alike:
+        """Return what steps of as many tokens have in common; only their attention and KV copies differ."""
+        key = tokens.tokens, tokens.sampled, attention
+        if key not in self._known:
+            make_room(self._known, 4 * KEPT)
+            layer, head = self.ops.layer(view.prefill, view.decode), self.ops.head(tokens)
+            runs = self._runs(layer), self._runs(head)
+            costs: dict[str, Cost] = {}
+            attending = []
+            for stage in self.stages:
+                times, last = stage.blocks[0][1], stage.index == len(self.stages) - 1
+                for run in runs[0]:
+                    slot = stage.prefix + _name(run)
+                    if launches := tuple(attention.index(op.name) for op in run if op.name in attention):
+                        attending.append((slot, times, launches))
+                    _put(costs, slot, self.ops.price_run((op for op in run if op.name not in attention), times))
+                for run in runs[1] if last else ():
+                    _put(costs, stage.prefix + _name(run), self.ops.price_run(run))
+                if self.shards > 1:
+                    costs[f"{stage.prefix}allreduce"] = self._allreduce(tokens, times)
+                if not last:
+                    costs[f"{stage.prefix}send"] = self._send(tokens)
             if self.shards > 1:
-                costs[f"{stage.prefix}allreduce"] = self._allreduce(tokens, times)
-            if not last:
-                costs[f"{stage.prefix}send"] = self._send(tokens)
-            if self.kv_outside:
-                costs |= self._kv_costs(stage, tokens, times)
-        if self.shards > 1:
-            costs["gather"] = self._gather(tokens)
-        return Plan(self._template(runs).bind(costs))
+                costs["gather"] = self._gather(tokens)
+            self._known[key] = Alike(self._template(runs), costs, tuple(attending))
+        return self._known[key]
 
     def _runs(self, ops: list[Op]) -> list[list[Op]]:
         """Return the launches in runs that are one task each; a run ends where something else comes between."""
@@ -151,17 +184,6 @@ class Resident(System):
             if alone or (self.shards > 1 and op.name in REDUCED):
                 runs.append([])
         return runs if runs[-1] else runs[:-1]
-
-    def _price(self, prefix: str, run: list[Op], times: int, costs: dict[str, Cost]) -> None:
-        slot = prefix + _name(run)
-        whole = work_fj = memory = n_bytes = 0
-        for op in run:
-            compute_leg, memory_leg = self.ops.price(op, times)
-            whole += compute_leg.ps
-            work_fj += compute_leg.fj
-            memory += memory_leg.ps
-            n_bytes += memory_leg.bytes
-        costs[slot + ".compute"], costs[slot + ".memory"] = Cost(whole, work_fj), Cost(memory, 0, n_bytes)
 
     def _hidden_bytes(self, tokens: StepShape) -> int:
         return tokens.tokens * self.model.d_model * self.precision.activation_bits // 8
@@ -239,6 +261,10 @@ class Resident(System):
 
     def floor_s(self, view: StepView) -> float:
         return self.read_bytes(view) / (self.shards * self.config.gpu.memory_bytes_per_s)
+
+
+def _put(costs: dict[str, Cost], slot: str, legs: tuple[Cost, Cost]) -> None:
+    costs[slot + ".compute"], costs[slot + ".memory"] = legs
 
 
 def _name(run: list[Op]) -> str:

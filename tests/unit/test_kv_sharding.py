@@ -7,17 +7,18 @@ import pytest
 import hetmem
 from hetmem.errors import UnsupportedError
 from hetmem.model import FP16, StepShape, layer_kernels
-from hetmem.system.ops import GpuOps, attention
+from hetmem.model.kernels import attention_kernel
+from hetmem.system.ops import GpuOps
 
 
 def test_gpus_share_kv_heads_when_there_are_more_of_them():
     """Eight KV heads over sixteen GPUs, one each, so that every head is there twice."""
     spec = hetmem.load_model("llama2-70b")
     shape = StepShape.decode(4, 4000)
-    kv = sum(kernel.kv_read_bytes for kernel in attention(spec, shape, FP16))
+    kv = attention_kernel(spec, shape, FP16).kv_read_bytes
     for gpus, share in {1: Fraction(1), 4: Fraction(1, 4), 8: Fraction(1, 8), 16: Fraction(1, 8)}.items():
         ops = {op.name: op for op in GpuOps(spec, FP16, None, gpus).layer(None, shape)}
-        whole = sum(kernel.activation_bytes for kernel in attention(spec, shape, FP16))
+        whole = attention_kernel(spec, shape, FP16).activation_bytes
         assert ops["attention.decode"].n_bytes == pytest.approx(float(kv * share) + whole / gpus, rel=1e-12)
         (qkv,) = (k for k in layer_kernels(spec, shape, FP16) if k.name == "qkv")
         stream = 4 * spec.d_model * 2  # of the four tokens, which every GPU reads whole
