@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from attrs import evolve, field, frozen
-from attrs.validators import ge, gt, in_, le, optional
+from attrs.validators import and_, deep_mapping, ge, gt, in_, le, optional
 
 from hetmem import catalog
 from hetmem.catalog.structure import structure
@@ -86,7 +86,7 @@ class Assumptions:
     gpu_fp16_tflops: dict[str, float] = field(factory=dict)
     gpu_weight_bytes: dict[str, float] = field(factory=dict)
     gpu_usable: float = field(validator=[gt(0)])
-    gpu_usable_of: dict[str, float] = field(factory=dict)
+    gpu_usable_of: dict[str, float] = field(factory=dict, validator=deep_mapping(value_validator=and_(gt(0), le(1))))
     dram_efficiency: bool
     prefill_streams_all: bool
     flexgen_resident: bool
