@@ -115,6 +115,15 @@ class TaskGraph:
     def __len__(self) -> int:
         return len(self.template)
 
+    def plus(self, more: Iterable[tuple[int, Cost]]) -> "TaskGraph":
+        """Return a graph of which some slots, given by their places in the template, cost that much more."""
+        ps, fj, n_bytes = self.ps.copy(), self.fj.copy(), self.n_bytes.copy()
+        for place, cost in more:
+            ps[place] += cost.ps
+            fj[place] += cost.fj
+            n_bytes[place] += cost.bytes
+        return TaskGraph(self.template, ps, fj, n_bytes, self.publish, self.wait)
+
     @property
     def costs(self) -> list[Cost]:
         """The cost of each task."""

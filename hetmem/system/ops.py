@@ -11,8 +11,9 @@ last, sampling.
 """
 
 from collections.abc import Iterable
+from functools import cached_property
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from hetmem.engine.graph import FREE, Cost
 from hetmem.errors import ConfigError
@@ -31,7 +32,7 @@ _ELEMENTWISE = {
 KEPT = 4096  # sizes of a step whose launches and prices are remembered
 
 
-@frozen(slots=True, eq=False)
+@define(eq=False)
 class Op:
     """One launch: FLOPs, bytes, of those the bytes of weights, and its shape where that is known.
 
@@ -45,7 +46,7 @@ class Op:
     call: Call | None = None
 
 
-@frozen(eq=False)
+@frozen(slots=False, eq=False)
 class GpuOps:
     """Turns step shapes into priced launches.
 
@@ -67,7 +68,8 @@ class GpuOps:
     shards: int = 1
     attention: str = field(default="sum")
     _around: dict[int, tuple[list[Op], list[Op]]] = field(factory=dict, init=False, repr=False)
-    _heads: dict[StepShape, list[Op]] = field(factory=dict, init=False, repr=False)
+    _outer: dict[int, list[Op]] = field(factory=dict, init=False, repr=False)
+    _logits: dict[int, Op] = field(factory=dict, init=False, repr=False)
     _prices: dict[tuple[Op, int], tuple[Cost, Cost]] = field(factory=dict, init=False, repr=False)
 
     @attention.validator
@@ -104,12 +106,21 @@ class GpuOps:
 
     def head(self, shape: StepShape) -> list[Op]:
         """Return the launches outside the layers: embedding, final norm and logits."""
-        size = StepShape(tokens=shape.tokens, sampled=shape.sampled)
-        if size not in self._heads:
-            make_room(self._heads)
-            kernels = head_kernels(self.model, size, self.precision)
-            self._heads[size] = [self.launch(k.name, (k,), size) for k in kernels]
-        return self._heads[size]
+        if shape.tokens not in self._outer:
+            make_room(self._outer)
+            size = StepShape(tokens=shape.tokens)
+            *outer, _ = head_kernels(self.model, size, self.precision)
+            self._outer[shape.tokens] = [self.launch(k.name, (k,), size) for k in outer]
+        return [*self._outer[shape.tokens], self.logits(shape.sampled)]
+
+    def logits(self, sampled: int) -> Op:
+        """Return the launch of the language-model head; it depends on the number of sampled tokens alone."""
+        if sampled not in self._logits:
+            make_room(self._logits)
+            size = StepShape(sampled=sampled)
+            kernel = head_kernels(self.model, size, self.precision)[-1]
+            self._logits[sampled] = self.launch(kernel.name, (kernel,), size)
+        return self._logits[sampled]
 
     def launch(self, name: str, kernels: Iterable[Kernel], shape: StepShape) -> Op:
         """Return one launch of ``kernels`` for a step of ``shape``, on one GPU."""
@@ -167,9 +178,17 @@ class GpuOps:
         return ops
 
     def _attend(self, name: str, shape: StepShape, call: Call) -> Op:
-        whole, share = attention_kernel(self.model, shape, self.precision), self.shards
-        n_bytes = self._per_gpu(whole.bytes, whole.kv_read_bytes + whole.kv_write_bytes, share)
-        return Op(name, whole.flops / share, n_bytes, 0.0, call)
+        key_flops, key_bytes, token_bytes = self._attention_rates
+        n_bytes = key_bytes * shape.kv_tokens + token_bytes * shape.tokens
+        return Op(name, key_flops * shape.attended, n_bytes, 0.0, call)
+
+    @cached_property
+    def _attention_rates(self) -> tuple[float, float, float]:
+        """FLOPs per attended key, bytes per cached key and bytes per new token of one layer on one GPU."""
+        parts = (StepShape(attended=1), StepShape(kv_tokens=1), StepShape(tokens=1))
+        keys, cached, new = (attention_kernel(self.model, part, self.precision) for part in parts)
+        kv = cached.kv_read_bytes
+        return keys.flops / self.shards, self._per_gpu(kv, kv, self.shards), self._per_gpu(new.bytes, 0.0, self.shards)
 
     def _decodes(self, shape: StepShape) -> DecodeAttention:
         # Several new tokens of a sequence are more queries per KV head.

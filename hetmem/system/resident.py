@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from attrs import frozen
 
-from hetmem.engine.graph import Cost, GraphBuilder, TaskGraph, Template
+from hetmem.engine.graph import FREE, Cost, GraphBuilder, TaskGraph, Template
 from hetmem.engine.step import Plan, StepView
 from hetmem.engine.swap import KvMoves
 from hetmem.errors import UnsupportedError
@@ -49,14 +49,15 @@ class Stage:
 
 @frozen
 class Alike:
-    """What steps of as many tokens have in common: all costs by slot but those of attention, and where that runs.
+    """What steps of as many tokens have in common: a graph, without the costs of what depends on more.
 
-    ``attending`` holds the slot of each run with attention, how often it runs, and which launches of it.
+    ``others`` holds the launches that do: the places of the slots that they add to, how often, and which launch.
+    ``gather`` is the place of the slot of the collective that gathers logits.
     """
 
-    template: Template
-    costs: Mapping[str, Cost]
-    attending: tuple[tuple[str, int, tuple[int, ...]], ...]
+    graph: TaskGraph
+    others: tuple[tuple[tuple[int, ...], int, int], ...]
+    gather: int
 
 
 class Resident(System):
@@ -76,7 +77,7 @@ class Resident(System):
             raise UnsupportedError(self.name, problem)
         self.ops = GpuOps(self.model, self.precision, self.config.gpu_law, self.shards, setup.attention)
         self.stages = self._stages()
-        self._known: dict[tuple[int, int, tuple[str, ...]], Alike] = {}
+        self._known: dict[tuple[int, tuple[str, ...]], Alike] = {}
         self.tier = None if self.config.host is None else HostTier(self.config, self.config.host)
         if setup.kv_memory not in (None, MEMORY) or (setup.kv_memory and self.tier is None):
             raise UnsupportedError(self.name, f"its KV cache is in GPU memory or in {MEMORY}, not in {setup.kv_memory}")
@@ -132,43 +133,44 @@ class Resident(System):
 
     def plan(self, view: StepView) -> Plan:
         tokens = total(view.prefill, view.decode)
-        attention = self.ops.attention_launches(view.prefill, view.decode)
-        alike = self._alike(view, tokens, tuple(op.name for op in attention))
-        costs = dict(alike.costs)
-        for slot, times, launches in alike.attending:
-            compute, memory = self.ops.price_run([attention[k] for k in launches], times)
-            costs[slot + ".compute"] = costs[slot + ".compute"].plus(compute)
-            costs[slot + ".memory"] = costs[slot + ".memory"].plus(memory)
+        launches = [*self.ops.attention_launches(view.prefill, view.decode), self.ops.logits(tokens.sampled)]
+        alike = self._alike(view, tokens, tuple([op.name for op in launches]))
+        more: list[tuple[int, Cost]] = []
+        for places, times, k in alike.others:
+            more += zip(places, self.ops.price(launches[k], times), strict=True)
+        if self.shards > 1:
+            more.append((alike.gather, self._gather(tokens)))
         if self.kv_outside:
+            place = alike.graph.template.slot_names.index
             for stage in self.stages:
-                costs |= self._kv_costs(stage, tokens, stage.blocks[0][1])
-        return Plan(alike.template.bind(costs))
+                moved = self._kv_costs(stage, tokens, stage.blocks[0][1])
+                more += [(place(slot), cost) for slot, cost in moved.items()]
+        return Plan(alike.graph.plus(more))
 
-    def _alike(self, view: StepView, tokens: StepShape, attention: tuple[str, ...]) -> Alike:
-        """Return what steps of as many tokens have in common; only their attention and KV copies differ."""
-        key = tokens.tokens, tokens.sampled, attention
+    def _alike(self, view: StepView, tokens: StepShape, others: tuple[str, ...]) -> Alike:
+        """Return what steps of as many tokens have in common, ``others`` being the launches in which they differ."""
+        key = tokens.tokens, others
         if key not in self._known:
             make_room(self._known, 4 * KEPT)
             layer, head = self.ops.layer(view.prefill, view.decode), self.ops.head(tokens)
             runs = self._runs(layer), self._runs(head)
-            costs: dict[str, Cost] = {}
-            attending = []
+            template = self._template(runs)
+            costs = dict.fromkeys(filter(None, template.slot_names), FREE)
+            found = []
             for stage in self.stages:
                 times, last = stage.blocks[0][1], stage.index == len(self.stages) - 1
-                for run in runs[0]:
-                    slot = stage.prefix + _name(run)
-                    if launches := tuple(attention.index(op.name) for op in run if op.name in attention):
-                        attending.append((slot, times, launches))
-                    _put(costs, slot, self.ops.price_run((op for op in run if op.name not in attention), times))
-                for run in runs[1] if last else ():
-                    _put(costs, stage.prefix + _name(run), self.ops.price_run(run))
+                for run, n in (*((run, times) for run in runs[0]), *((run, 1) for run in (runs[1] if last else ()))):
+                    slots = tuple(f"{stage.prefix}{_name(run)}.{leg}" for leg in ("compute", "memory"))
+                    fixed = self.ops.price_run((op for op in run if op.name not in others), n)
+                    costs |= zip(slots, fixed, strict=True)
+                    places = tuple(map(template.slot_names.index, slots))
+                    found += [(places, n, others.index(op.name)) for op in run if op.name in others]
                 if self.shards > 1:
                     costs[f"{stage.prefix}allreduce"] = self._allreduce(tokens, times)
                 if not last:
                     costs[f"{stage.prefix}send"] = self._send(tokens)
-            if self.shards > 1:
-                costs["gather"] = self._gather(tokens)
-            self._known[key] = Alike(self._template(runs), costs, tuple(attending))
+            gather = template.slot_names.index("gather") if self.shards > 1 else 0
+            self._known[key] = Alike(template.bind(costs), tuple(found), gather)
         return self._known[key]
 
     def _runs(self, ops: list[Op]) -> list[list[Op]]:
@@ -261,10 +263,6 @@ class Resident(System):
 
     def floor_s(self, view: StepView) -> float:
         return self.read_bytes(view) / (self.shards * self.config.gpu.memory_bytes_per_s)
-
-
-def _put(costs: dict[str, Cost], slot: str, legs: tuple[Cost, Cost]) -> None:
-    costs[slot + ".compute"], costs[slot + ".memory"] = legs
 
 
 def _name(run: list[Op]) -> str:
