@@ -404,7 +404,7 @@ def test_the_command_refuses(tmp_path, capsys, words, problem):
 
 
 def test_the_command_says_what_failed(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("hetmem.options.SerialExecutor", lambda: Counting(fail={1}))
+    monkeypatch.setattr("hetmem.study.executors.SerialExecutor", lambda: Counting(fail={1}))
     words = ("sweep", "ndp-dimm", *QUICK, *HERE, "--grid", "dimms=4,8", "--out", str(tmp_path))
     status, out, _ = call(capsys, *words)
     assert status == 1
