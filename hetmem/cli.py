@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import cyclopts
 from cyclopts import Parameter
 
+from hetmem import progress
 from hetmem._version import __version__
 from hetmem.errors import ConfigError, ConservationError, DeadlockError, HetmemError
 from hetmem.options import Asked, Options, Places
@@ -111,7 +112,7 @@ def sweep_command(
         raise ConfigError("grid", "expected --grid or --points, and not both")
     base = options.values(system=system, assumptions=assumptions, dimm_preset=dimm_preset)
     asked = expand(grid_choices(grid), base) if points is None else [base | row for row in read_points(points)]
-    with places.executor() as executor, show.sweep_progress() as report:
+    with places.executor() as executor, progress.points() as report:
         result = sweep(
             asked, places.out, executor=executor, retry_failed=places.retry_failed, tables=places.tables, report=report
         )
@@ -156,7 +157,7 @@ def search_command(
     from hetmem.study.space import space as dimensions
 
     base = options.values(system=system, assumptions=assumptions, dimm_preset=dimm_preset)
-    with places.executor() as executor, show.sweep_progress() as report:
+    with places.executor() as executor, progress.points() as report:
         result = search(
             base, dimensions(space), places.out, executor=executor, objectives=objective,
             budgets=read_budgets(budget), trials=trials, seed=sampler_seed, retry_failed=places.retry_failed,
@@ -188,7 +189,7 @@ def reproduce_command(
     from hetmem import show
     from hetmem.study.reproduce import as_json, draw, reproduce
 
-    with show.waiting(f"reproducing {name}"):
+    with progress.waiting(f"reproducing {name}"):
         rows = reproduce(name)
         if plot is not None:
             draw(name, plot)
@@ -234,7 +235,7 @@ def calibrate_command(
     from hetmem import show
     from hetmem.study.calibrate import calibrate
 
-    with show.waiting(f"calibrating {device}"):
+    with progress.waiting(f"calibrating {device}"):
         found = calibrate(table, device, where, shapes, hold_out, out, plot, stack=stack)
     if json:
         _print_json(found.as_dict())
@@ -260,8 +261,9 @@ def list_command(
         Print JSON.
     """
     from hetmem import show
+    from hetmem.inventory import listing
 
-    rows = show.listing(what)
+    rows = listing(what)
     if json:
         _print_json({what: rows})
     else:
@@ -281,8 +283,9 @@ def show_command(name: str, /, *, json: Annotated[bool, Parameter(negative=())] 
         Print JSON.
     """
     from hetmem import show
+    from hetmem.inventory import facts
 
-    found = show.facts(name)
+    found = facts(name)
     if json:
         _print_json(found)
     else:
@@ -313,7 +316,6 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _compare(systems: list[str], options: Options, assumptions: str, preset: str) -> "Comparison":
-    from hetmem import show
     from hetmem.hardware.config import ASSUMPTIONS
     from hetmem.hardware.ndp import PRESETS
     from hetmem.monitor.save import check_target
@@ -321,7 +323,7 @@ def _compare(systems: list[str], options: Options, assumptions: str, preset: str
 
     if options.save is not None:
         check_target(options.save)
-    with show.progress() as report:
+    with progress.runs() as report:
         return compare(
             systems or None,
             assumptions=ASSUMPTIONS if assumptions == "both" else (assumptions,),
