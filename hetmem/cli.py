@@ -1,4 +1,4 @@
-"""The command line: ``hetmem run``, ``compare``, ``sweep``, ``search``, ``reproduce``, ``list`` and ``show``.
+"""The command line: ``hetmem run``, ``compare``, ``sweep``, ``search``, ``reproduce``, ``bench``, ``list``, ``show``.
 
 Results go to standard output, progress and errors to standard error. Bad input, a run whose model does not fit and
 a comparison in which every system refuses end with status 2; a broken conservation law and a deadlock with status 3.
@@ -290,6 +290,30 @@ def show_command(name: str, /, *, json: Annotated[bool, Parameter(negative=())] 
         _print_json(found)
     else:
         show.fact_tables(found)
+    return 0
+
+
+@app.command(name="bench")
+def bench_command(*, full: Annotated[bool, Parameter(negative=())] = False,
+                  json: Annotated[bool, Parameter(negative=())] = False) -> int:  # fmt: skip
+    """Measure the simulator's own speed and memory, in units of a bare SimPy timeout.
+
+    Parameters
+    ----------
+    full
+        Serve up to a million requests, which takes minutes; otherwise up to ten thousand.
+    json
+        Print JSON.
+    """
+    from hetmem import show
+    from hetmem.study.bench import bench
+
+    with progress.waiting("measuring"):
+        found = bench(full)
+    if json:
+        _print_json(found)
+    else:
+        show.figures(found)
     return 0
 
 

@@ -60,6 +60,8 @@ class Asked:
         Cut requests that exceed the model's context instead of dropping them.
     seed
         Seed of every random stream.
+    engine
+        auto works each step out as fast as is exact; event is the reference, a process per device: equal tables.
     """
 
     model: str = "llama2-70b"
@@ -77,6 +79,7 @@ class Asked:
     set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=(), consume_multiple=False)] = field(default=())
     truncate: Annotated[bool, Parameter(negative=())] = False
     seed: int = 0
+    engine: Literal["auto", "event"] = "auto"
 
     def values(self, **others: Any) -> dict[str, Any]:
         """Return the values of a point, as :func:`hetmem.study.point.build` takes them."""
@@ -164,6 +167,7 @@ class Options(Asked):
             "grid": self.carbon_grid, "dimms": self.dimms,
             "multipliers": self.multipliers, "policies": _pairs("policy", self.policy),
             "settings": _pairs("set", self.set_), "truncate": self.truncate, "seed": self.seed,
+            "engine": self.engine,
             **{name: getattr(self, name) for name in SERVING},
         }  # fmt: skip
 

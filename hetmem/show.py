@@ -290,6 +290,15 @@ def table(rows: Sequence[dict[str, Any]]) -> None:
     console().print(grid)
 
 
+def figures(found: dict[str, Any]) -> None:
+    """Print figures by name, those that depend on something with a row for each."""
+    rows = []
+    for name, value in found.items():
+        for case, figure in value.items() if isinstance(value, dict) else [("", value)]:
+            rows.append({"figure": name, "of": case, "value": f"{figure:.4g}"})
+    table(rows)
+
+
 def fact_tables(found: Sequence[dict[str, Any]]) -> None:
     """Print what :func:`hetmem.inventory.facts` found."""
     from rich.table import Table

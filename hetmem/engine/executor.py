@@ -11,9 +11,9 @@ from typing import Any
 import simpy
 from attrs import define, field
 
-from hetmem.engine.graph import FREE, TaskGraph, Template
+from hetmem.engine.graph import Cost, TaskGraph, Template
 from hetmem.errors import ConfigError, ConservationError, DeadlockError
-from hetmem.hardware.clock import Clock
+from hetmem.hardware.clock import COMPLETION, Clock
 from hetmem.hardware.server import Server
 
 # A rank orders the tasks of a run: steps by their rank, then tasks by index.
@@ -28,6 +28,7 @@ class Submission:
     graph: TaskGraph
     rank: int
     gate: simpy.Event
+    costs: list[Cost]
     servers: tuple[Server | None, ...]
     missing: list[int]
     foreground_left: int
@@ -70,7 +71,7 @@ class Executor:
         template = graph.template
         missing = list(template.n_preds)
         sub = Submission(
-            graph, rank, self.env.event(), self._resolve(template), missing,
+            graph, rank, self.env.event(), graph.costs, self._resolve(template), missing,
             len(graph) - sum(template.background), len(graph), bytearray(len(graph)),
         )  # fmt: skip
         for index, handles in graph.wait.items():
@@ -98,7 +99,11 @@ class Executor:
             When a server has not served the bytes that were submitted to it.
         """
         if self.outstanding:
-            raise DeadlockError(tuple(line for sub in self.outstanding.values() for line in _waits(sub)))
+            raise DeadlockError(
+                tuple(
+                    line for sub in self.outstanding.values() for line in waiting_lines(sub.graph, sub.rank, sub.done)
+                )
+            )
         for name, server in self.servers.items():
             if server.bytes != self._asked_bytes[name]:
                 raise ConservationError(
@@ -120,9 +125,9 @@ class Executor:
         """Start the tasks of the stack ``ready`` and whatever becomes ready by joins among them."""
         while ready:
             sub, index = ready.pop()
-            server, cost, template = sub.servers[index], sub.graph.costs[index], sub.graph.template
+            server, cost, template = sub.servers[index], sub.costs[index], sub.graph.template
             if server is None or cost.ps == 0:
-                if cost is not FREE and (cost.fj or cost.bytes):
+                if cost.fj or cost.bytes:
                     raise ConservationError(
                         "work takes time at a server",
                         f"{template.tags[index] or 'join'} is no service, but costs {cost}",
@@ -141,19 +146,14 @@ class Executor:
                 )  # fmt: skip
 
     def _after(self, delay_ps: int, sub: Submission, index: int) -> None:
-        def landed(_event: simpy.Event) -> None:
-            self._complete(sub, index)
-
-        callbacks = self.env.timeout(delay_ps).callbacks
-        assert callbacks is not None
-        callbacks.append(landed)
+        self.env.call(lambda _event: self._complete(sub, index), self.env.now + delay_ps, COMPLETION)
 
     def _served(self, sub: Submission, index: int, start_ps: int) -> None:
         template = sub.graph.template
         if self.on_task is not None:
             self.on_task(
                 sub.rank, template.servers[index] or "", template.tags[index], start_ps, self.env.now,
-                sub.graph.costs[index].bytes,
+                sub.costs[index].bytes,
             )  # fmt: skip
         if lag := template.lag_ps[index]:
             self._after(lag, sub, index)
@@ -191,14 +191,15 @@ def _countdown(sub: Any, index: int, ready: list[tuple[Any, int]]) -> None:
         ready.append((sub, index))
 
 
-def _waits(sub: Submission) -> list[str]:
-    template, lines = sub.graph.template, []
-    for index, done in enumerate(sub.done):
-        if done:
+def waiting_lines(graph: TaskGraph, rank: int, done: bytearray) -> list[str]:
+    """Return a line for each task of ``graph`` that is not ``done``, with what it waits for."""
+    template, lines = graph.template, []
+    for index, ended in enumerate(done):
+        if ended:
             continue
-        what = f"step rank {sub.rank}, task {index} ({template.tags[index] or 'join'})"
-        unmet = [pred for pred, after in enumerate(template.successors) if index in after and not sub.done[pred]]
-        keys = [repr(h.key) for h in sub.graph.wait.get(index, ()) if h.landed_ps is None]
+        what = f"step rank {rank}, task {index} ({template.tags[index] or 'join'})"
+        unmet = [pred for pred, after in enumerate(template.successors) if index in after and not done[pred]]
+        keys = [repr(h.key) for h in graph.wait.get(index, ()) if h.landed_ps is None]
         if unmet or keys:
             reasons = [f"task {pred} ({template.tags[pred] or 'join'})" for pred in unmet]
             lines.append(f"{what} waits for {', '.join(reasons + [f'handle {key}' for key in keys])}")

@@ -5,6 +5,7 @@ bind it to the costs of each step. A *slot* names a cost; tasks that cost the sa
 """
 
 from collections.abc import Hashable, Iterable, Mapping
+from operator import itemgetter
 from typing import NamedTuple
 
 from attrs import define, field, frozen
@@ -21,6 +22,7 @@ class Cost(NamedTuple):
 
 
 FREE = Cost(0)
+_COLUMNS = tuple(map(itemgetter, range(3)))
 
 
 @define(slots=True, eq=False)
@@ -58,6 +60,15 @@ class Template:
     background: tuple[bool, ...]
     tags: tuple[str, ...]
     names: Mapping[str, int]
+    #: The different slots, after None for tasks that cost nothing, and the place among them of each task's.
+    slot_names: tuple[str | None, ...] = field(init=False, repr=False)
+    slot_index: tuple[int, ...] = field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        places: dict[str | None, int] = {None: 0}
+        index = tuple(places.setdefault(slot, len(places)) for slot in self.slots)
+        object.__setattr__(self, "slot_names", tuple(places))
+        object.__setattr__(self, "slot_index", index)
 
     def __len__(self) -> int:
         return len(self.servers)
@@ -76,26 +87,35 @@ class Template:
             When a slot has no cost, or a handle belongs to a task that is not there.
         """
         try:
-            bound = [FREE if slot is None else costs[slot] for slot in self.slots]
+            bound = [FREE, *[costs[slot] for slot in self.slot_names[1:]]]  # type: ignore[index]
         except KeyError as missing:
             raise ConfigError("graph", f"slot {missing} has no cost") from None
         for index in (*(publish or ()), *(wait or ())):
-            if not 0 <= index < len(bound):
-                raise ConfigError("graph", f"a handle is at task {index}, but there are {len(bound)} tasks")
-        return TaskGraph(self, bound, publish or {}, wait or {})
+            if not 0 <= index < len(self):
+                raise ConfigError("graph", f"a handle is at task {index}, but there are {len(self)} tasks")
+        ps, fj, n_bytes = (list(map(column, bound)) for column in _COLUMNS)
+        return TaskGraph(self, ps, fj, n_bytes, publish or {}, wait or {})
 
 
 @frozen(slots=True, eq=False)
 class TaskGraph:
-    """One step's work: a template, a cost for each task, and the handles it publishes and waits for."""
+    """One step's work: a template, what each of its slots costs, and the handles it publishes and waits for."""
 
     template: Template
-    costs: list[Cost]
+    ps: list[int]
+    fj: list[int]
+    n_bytes: list[int]
     publish: Mapping[int, Handle] = field(factory=dict)
     wait: Mapping[int, list[Handle]] = field(factory=dict)
 
     def __len__(self) -> int:
-        return len(self.costs)
+        return len(self.template)
+
+    @property
+    def costs(self) -> list[Cost]:
+        """The cost of each task."""
+        by_slot = list(map(Cost, self.ps, self.fj, self.n_bytes))
+        return [by_slot[place] for place in self.template.slot_index]
 
 
 class GraphBuilder:
@@ -116,8 +136,10 @@ class GraphBuilder:
         Raises
         ------
         ConfigError
-            When a predecessor is not there yet, or the name is taken.
+            When a predecessor is not there yet, the name is taken or the class is negative.
         """
+        if cls < 0:
+            raise ConfigError("graph", f"a class is 0, the first to be served, or more, not {cls}")
         index = len(self._rows)
         preds = (after,) if isinstance(after, int) else tuple(after)
         for pred in preds:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import simpy
 from attrs import frozen
 
+from hetmem.engine.evaluator import Evaluator
 from hetmem.engine.executor import Executor
 from hetmem.engine.graph import Cost, GraphBuilder, TaskGraph
 from hetmem.engine.step import Plan, StepOutcome, StepView
@@ -80,7 +81,7 @@ class Scheduler:
     """
 
     def __init__(
-        self, env: Clock, executor: Executor, ledger: Ledger, system: Planner,
+        self, env: Clock, executor: Executor | Evaluator, ledger: Ledger, system: Planner,
         on_step: Callable[[StepOutcome], None], host_step_ps: int = 0,
         swap_graph: Callable[[KvMoves], TaskGraph] | None = None,
     ) -> None:  # fmt: skip

@@ -6,11 +6,16 @@ of the order in which the same tick's tasks were submitted. SimPy processes the 
 priority, so arbitration is an event of lower priority than SimPy's own two.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import simpy
 
-ARBITRATION = 2  # SimPy's URGENT is 0 and NORMAL is 1
+# SimPy's URGENT, with which ``run(until)`` stops, is 0, and NORMAL, with which events succeed, is 1.
+COMPLETION = 0.5
+CONTROL = 1
+ARBITRATION = 2
+NEVER = 1 << 62
 
 
 class Clock(simpy.Environment):
@@ -27,6 +32,29 @@ class Clock(simpy.Environment):
         event._ok, event._value = True, None
         self.schedule(event, priority=cast(Any, ARBITRATION))
         return event
+
+    @property
+    def next_ps(self) -> int:
+        """The tick of the next event; :data:`NEVER` when there is none."""
+        queue = self._queue
+        return cast(int, queue[0][0]) if queue else NEVER
+
+    def trigger(self, event: simpy.Event, tick: int, phase: float = CONTROL) -> None:
+        """Trigger ``event``, with its tick as value, in a phase of ``tick``, which is not in the past."""
+        event._ok, event._value = True, tick
+        self.schedule(event, priority=cast(Any, phase), delay=tick - self.now)
+
+    def completion(self, delay_ps: int) -> simpy.Event:
+        """Return an event of the completion phase, ``delay_ps`` ticks from now; one of ``timeout`` is of control."""
+        event = simpy.Event(self)
+        self.trigger(event, self.now + delay_ps, COMPLETION)
+        return event
+
+    def call(self, callback: Callable[[simpy.Event], None], tick: int, phase: float) -> None:
+        """Call ``callback`` in a phase of ``tick``, which is not in the past."""
+        event = simpy.Event(self)
+        event.callbacks = [callback]
+        self.trigger(event, tick, phase)
 
     @property
     def arbitrates(self) -> bool:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from attrs import evolve, field, frozen
-from attrs.validators import ge, gt, in_, le, optional
+from attrs.validators import and_, deep_mapping, ge, gt, in_, le, optional
 
 from hetmem import catalog
 from hetmem.catalog.structure import structure
@@ -46,8 +46,8 @@ class Assumptions:
         What is printed for a GPU, by GPU id, in place of its datasheet's figures.
     gpu_weight_bytes
         GPU memory that weights may take, by GPU id, where a paper says so.
-    gpu_usable
-        Fraction of GPU memory that weights, buffers and KV cache may take.
+    gpu_usable, gpu_usable_of
+        Fraction of GPU memory that weights, buffers and KV cache may take; of some GPUs another, by GPU id.
     dram_efficiency
         Whether DRAM outside the GPU is charged with its sustained efficiency.
     prefill_streams_all
@@ -86,6 +86,7 @@ class Assumptions:
     gpu_fp16_tflops: dict[str, float] = field(factory=dict)
     gpu_weight_bytes: dict[str, float] = field(factory=dict)
     gpu_usable: float = field(validator=[gt(0)])
+    gpu_usable_of: dict[str, float] = field(factory=dict, validator=deep_mapping(value_validator=and_(gt(0), le(1))))
     dram_efficiency: bool
     prefill_streams_all: bool
     flexgen_resident: bool
@@ -345,7 +346,7 @@ def gpu_machine(
         stages=stages,
         gpus=parts.gpus if gpus is None else gpus,
         gpu_link=_between_gpus(link(card.peer_link)) if several else None,
-        gpu_usable=belief.gpu_usable if parts.gpu_usable is None else parts.gpu_usable,
+        gpu_usable=_usable(card, belief) if parts.gpu_usable is None else parts.gpu_usable,
         gpu_weight_bytes=belief.gpu_weight_bytes.get(card.name),
         pcie=_believed_link(link(card.host_link), belief),
         prefill_gbs=belief.prefill_gbs,
@@ -410,6 +411,10 @@ def _pim_parts(parts: MachinePreset, belief: Assumptions, card: GpuSpec, stack: 
             pipelining=parts.pipelining, co_processing=parts.co_processing, softmax_hidden=own
         )
     return groups
+
+
+def _usable(card: GpuSpec, belief: Assumptions) -> float:
+    return belief.gpu_usable_of.get(card.name, belief.gpu_usable)
 
 
 def _believed_gpu(card: GpuSpec, belief: Assumptions) -> GpuSpec:

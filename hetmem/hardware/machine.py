@@ -1,7 +1,8 @@
 """A machine: the named servers and memories of one system, checked before time zero.
 
-A :class:`Machine` is data. :meth:`Machine.elaborate` builds the servers and the ledger in a SimPy environment;
-what is inconsistent is refused there, with the name of the part.
+A :class:`Machine` is data. :meth:`Machine.elaborate` builds the servers and the ledger in a SimPy environment, and
+:meth:`Machine.lanes` the lanes that stand for the servers; what is inconsistent is refused by
+:meth:`Machine.check`, with the name of the part.
 """
 
 from collections import Counter
@@ -11,6 +12,7 @@ from attrs import field, frozen
 
 from hetmem.errors import ConfigError
 from hetmem.hardware.clock import Clock
+from hetmem.hardware.lane import Lane
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.server import Server
 
@@ -57,6 +59,25 @@ class Machine:
         Raises
         ------
         ConfigError
+            What :meth:`check` raises.
+        """
+        self.check()
+        return {unit.name: Server(env, unit.name) for unit in self.units}, self._ledger(enforced)
+
+    def lanes(self, enforced: bool = True) -> tuple[dict[str, Lane], Ledger]:
+        """Return the lanes that stand for the servers, and the same ledger; raise the same."""
+        self.check()
+        return {unit.name: Lane(unit.name, number) for number, unit in enumerate(self.units)}, self._ledger(enforced)
+
+    def _ledger(self, enforced: bool) -> Ledger:
+        return Ledger({memory.name: memory.capacity_bytes for memory in self.memories}, enforced)
+
+    def check(self) -> None:
+        """Refuse a machine that contradicts itself.
+
+        Raises
+        ------
+        ConfigError
             For a name used twice, a memory that no unit serves, a unit that serves an unknown memory, or a
             capacity that is not positive.
         """
@@ -73,8 +94,6 @@ class Machine:
                 raise ConfigError(f"machine.{memory.name}", "is connected to no unit")
             if memory.capacity_bytes <= 0:
                 raise ConfigError(f"machine.{memory.name}", f"capacity must be positive, not {memory.capacity_bytes}")
-        servers = {unit.name: Server(env, unit.name) for unit in self.units}
-        return servers, Ledger({memory.name: memory.capacity_bytes for memory in self.memories}, enforced)
 
 
 def _refuse_twice(path: str, names: Iterable[str]) -> None:

@@ -61,6 +61,11 @@ class Server:
         busy: int = self._done_busy_ps + (tick - self._started_ps if self.serving else 0)
         return busy
 
+    def energy_at(self, _tick: int) -> int:
+        """Return the femtojoules of the work that has ended by the given tick, which is the present."""
+        spent: int = self.energy_fj
+        return spent
+
     def wait_at(self, tick: int) -> int:
         """Return the ticks that tasks have waited here before their first service, up to ``tick``."""
         return self.wait_ps + sum(tick - int(entry[1]) for entry in self.queue if entry[8] < 0)
@@ -82,7 +87,7 @@ class Server:
             left, chunk = entry[3], entry[4]
             part = chunk if 0 < chunk < left else left
             self.serving, self._started_ps = True, now
-            yield env.timeout(part)
+            yield env.completion(part)
             self.serving = False
             self._done_busy_ps += part
             if part < left:

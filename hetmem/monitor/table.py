@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hetmem.errors import RangeError
-from hetmem.units import MAX_PS, MAX_PS_WORDS
+from hetmem.units import MAX_PS_WORDS
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
 CHUNK_ROWS = 8192
+_LOOSE_ROWS = 512  # rows kept as they come, before they are taken apart into columns all at once
 
 
 class Table:
@@ -39,29 +40,24 @@ class Table:
         self._text = [name if code == "s" else None for name, code in columns.items()]
         self._spool: BinaryIO | None = None
         self._spooled = 0
+        self._loose: list[Sequence[Any]] = []
+        self._room = _LOOSE_ROWS
 
     def __len__(self) -> int:
-        return self._spooled + len(self._open[0])
+        return self._spooled + len(self._open[0]) + len(self._loose)
 
     def append(self, row: Sequence[Any]) -> None:
         """Append one row, its values in the order of the columns.
 
-        Raises
-        ------
-        RangeError
-            When a value does not fit in 64 bits, naming its column.
+        Rows are taken apart together, at the latest when a column is read, which raises :class:`RangeError` for a
+        value that does not fit in 64 bits, naming its column.
         """
-        try:
-            for column, text, value in zip(self._open, self._text, row, strict=True):
-                if text is not None:
-                    words = self._words[text]
-                    value = words.setdefault(value, len(words))
-                column.append(value)
-        except OverflowError:
-            name = next(name for name, value in zip(self.columns, row, strict=True) if _too_large(value))
-            raise RangeError(name, MAX_PS_WORDS if name.endswith("_ps") else "64 bits hold") from None
-        if len(self._open[0]) == CHUNK_ROWS:
-            self._flush()
+        if len(row) != len(self._open):
+            longer = "longer" if len(row) > len(self._open) else "shorter"
+            raise ValueError(f"a row of {len(row)} values is {longer} than the {len(self._open)} columns")
+        self._loose.append(row)
+        if len(self._loose) >= self._room:
+            self._settle()
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """Return one column as an array; text as an object array.
@@ -71,6 +67,7 @@ class Table:
         KeyError
             When there is no such column.
         """
+        self._settle()
         index = list(self.columns).index(name) if name in self.columns else -1
         if index < 0:
             raise KeyError(name)
@@ -97,6 +94,7 @@ class Table:
         """Write the table to ``path``, a chunk at a time, compressed with zstd."""
         import pyarrow.parquet as pq
 
+        self._settle()
         schema = self._schema()
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for chunk in range(self._spooled // CHUNK_ROWS):
@@ -123,6 +121,27 @@ class Table:
                 filled.append(pa.array([words[code] for code in values], kind))
         return pa.table(filled, schema=schema)
 
+    def _settle(self) -> None:
+        """Take the loose rows apart; send a chunk to the file when it is full."""
+        if self._loose:
+            for column, values in zip(self._open, self._columns_of(self._loose), strict=True):
+                column.extend(values)
+            self._loose.clear()
+        if len(self._open[0]) == CHUNK_ROWS:
+            self._flush()
+        self._room = min(_LOOSE_ROWS, CHUNK_ROWS - len(self._open[0]))
+
+    def _columns_of(self, rows: list[Sequence[Any]]) -> "list[array[Any]]":
+        taken = []
+        for name, column, items in zip(self.columns, self._open, zip(*rows, strict=True), strict=True):
+            words = self._words.get(name)
+            codes = items if words is None else [words.setdefault(item, len(words)) for item in items]
+            try:
+                taken.append(array(column.typecode, codes))
+            except OverflowError:
+                raise RangeError(name, MAX_PS_WORDS if name.endswith("_ps") else "64 bits hold") from None
+        return taken
+
     def _flush(self) -> None:
         if self._spool is None:
             self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the table
@@ -141,7 +160,3 @@ class Table:
         spool = getattr(self, "_spool", None)
         if spool is not None:
             spool.close()
-
-
-def _too_large(value: Any) -> bool:
-    return isinstance(value, int) and not -MAX_PS <= value <= MAX_PS

@@ -14,7 +14,7 @@ from hetmem.monitor.save import SCHEMA_VERSION
 from hetmem.study.run import SERVED, Run
 from hetmem.study.scenario import POLICIES, Scenario, scenario
 from hetmem.study.settings import has_path, with_settings
-from hetmem.study.simulate import Progress, run_scenario
+from hetmem.study.simulate import ENGINES, Progress, run_scenario
 from hetmem.system import SYSTEMS, System, system_class
 
 MEASURED = (
@@ -77,7 +77,8 @@ class Comparison:
 def compare(
     systems: Sequence[str | type[System]] | str | type[System] | None = None, *, model: str | ModelSpec = "llama2-70b",
     workload: Any = "chat", assumptions: Iterable[str] | str = ASSUMPTIONS, dimm_presets: Iterable[str] | str = PRESETS,
-    settings: Mapping[str, Any] | None = None, trace: bool = False, report: Report | None = None, **options: Any,
+    settings: Mapping[str, Any] | None = None, trace: bool = False, report: Report | None = None,
+    engine: str = ENGINES[0], **options: Any,
 ) -> Comparison:  # fmt: skip
     """Run several systems on the same requests.
 
@@ -91,6 +92,8 @@ def compare(
         Paths and values; a path applies to the systems whose machine has it.
     report
         Called as ``report(scenario, done, n)`` while the runs go on, ``done`` of ``n`` being finished.
+    engine
+        One of :data:`hetmem.study.simulate.ENGINES`.
     options
         As in :func:`hetmem.simulate`; ``dimms`` and ``multipliers`` apply to systems with DIMMs, a policy to the
         systems that have its role.
@@ -116,18 +119,18 @@ def compare(
     runs: list[Run | None] = []
     rows = []
     for k, one in enumerate(asked):
-        run, row = attempt(one, trace=trace, progress=_progress(report, one, k, len(asked)))
+        run, row = attempt(one, trace=trace, progress=_progress(report, one, k, len(asked)), engine=engine)
         runs.append(run)
         rows.append(row)
     return Comparison(rows, runs, asked[0].seed if asked else 0, asked)
 
 
 def attempt(
-    asked: Scenario, *, trace: bool = False, progress: Progress | None = None
+    asked: Scenario, *, trace: bool = False, progress: Progress | None = None, engine: str = ENGINES[0]
 ) -> tuple[Run | None, dict[str, Any]]:
     """Return the run and its row, or None and a row with the reason when the system refuses."""
     try:
-        run = run_scenario(asked, trace=trace, progress=progress)
+        run = run_scenario(asked, trace=trace, progress=progress, engine=engine)
     except (CapacityError, UnsupportedError) as error:
         return None, refused_row(asked, error)
     return run, run.summary()

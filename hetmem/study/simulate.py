@@ -8,17 +8,19 @@ from typing import Any
 from attrs import evolve
 
 from hetmem.engine.decode_loop import DecodeLoop
-from hetmem.engine.executor import Executor
+from hetmem.engine.evaluator import Evaluator
+from hetmem.engine.executor import Executor, OnTask
 from hetmem.engine.floor import FloorCheck
 from hetmem.engine.kv_cache import KvCache
 from hetmem.engine.prefix_cache import PrefixCache, has_hashes
 from hetmem.engine.scheduler import ENGINE, Scheduler
 from hetmem.engine.step import StepOutcome
 from hetmem.engine.swap import SwapSpace
-from hetmem.errors import CapacityError, ConservationError, UnsupportedError
+from hetmem.errors import CapacityError, ConservationError, UnknownNameError, UnsupportedError
 from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.clock import Clock
 from hetmem.hardware.config import MachineConfig
+from hetmem.hardware.lane import Lane
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine, Unit
 from hetmem.hardware.server import Server
@@ -37,11 +39,15 @@ from hetmem.workload import FixedBatch
 
 Progress = Callable[[int, int], None]
 
+#: How task graphs are run: ``auto`` works each step out as fast as is exact; ``event`` is the reference, with every
+#: server a process. Their tables are equal.
+ENGINES = ("auto", "event")
+
 
 def simulate(
     system: str | type[System], *, model: str | ModelSpec, workload: Any = "chat",
     machine: MachineConfig | BoardConfig | str | None = None, trace: bool = False, progress: Progress | None = None,
-    **options: Any,
+    engine: str = ENGINES[0], **options: Any,
 ) -> Run:  # fmt: skip
     """Simulate one system serving one workload, and return the run.
 
@@ -59,6 +65,8 @@ def simulate(
         Keep a row per task.
     progress
         Called as ``progress(requests finished, requests in)``.
+    engine
+        One of :data:`ENGINES`.
     options
         The other fields of :class:`hetmem.study.scenario.Scenario`: ``assumptions``, ``batch``, ``requests``,
         ``rate``, ``gpu``, ``gpus``, ``tp``, ``pp``, ``stack``, ``dimms``, ``token_budget``, ``kv_blocks``,
@@ -72,15 +80,20 @@ def simulate(
         a model that the system refuses (:class:`UnsupportedError`).
     """
     return run_scenario(
-        scenario(system, model=model, workload_=workload, machine=machine, **options), trace=trace, progress=progress
-    )
+        scenario(system, model=model, workload_=workload, machine=machine, **options),
+        trace=trace, progress=progress, engine=engine,
+    )  # fmt: skip
 
 
-def run_scenario(asked: Scenario, *, trace: bool = False, progress: Progress | None = None) -> Run:
+def run_scenario(
+    asked: Scenario, *, trace: bool = False, progress: Progress | None = None, engine: str = ENGINES[0]
+) -> Run:
     """Run a checked scenario; see :func:`simulate`."""
+    if engine not in ENGINES:
+        raise UnknownNameError("engine", engine, ENGINES)
     config = asked.configuration()
     try:
-        return _run(asked, config, trace, progress)
+        return _run(asked, config, trace, progress, engine)
     except CapacityError as error:
         raise _of_the_whole(error, config) from None
 
@@ -99,7 +112,7 @@ def _of_the_whole(error: CapacityError, config: Configuration) -> CapacityError:
     return error
 
 
-def _run(asked: Scenario, config: Configuration, trace: bool, progress: Progress | None) -> Run:
+def _run(asked: Scenario, config: Configuration, trace: bool, progress: Progress | None, engine: str) -> Run:
     requests = asked.workload.requests(
         max_context=config.model.max_context, n=asked.requests, rate=asked.rate, seed=asked.seed,
         truncate=asked.truncate,
@@ -132,7 +145,9 @@ def _run(asked: Scenario, config: Configuration, trace: bool, progress: Progress
     if config.serving.host_step_s:
         machine = evolve(machine, units=(*machine.units, Unit(ENGINE, ENGINE, None, None)))
     env = Clock()
-    servers, ledger = machine.elaborate(env, config.serving.enforce_capacity)
+    enforced = config.serving.enforce_capacity
+    servers: Mapping[str, Server | Lane]
+    servers, ledger = machine.elaborate(env, enforced) if engine == "event" else machine.lanes(enforced)
     planner.place(ledger)
     kv = KvCache(
         ledger, config.serving.block_tokens, planner.kv_bytes_per_token(), config.serving.kv_share,
@@ -140,10 +155,10 @@ def _run(asked: Scenario, config: Configuration, trace: bool, progress: Progress
     )  # fmt: skip
     _require_batch(asked, config, kv, ledger)
     recorder = Recorder({name: server.busy_at for name, server in servers.items()}, trace)
-    executor = Executor(env, servers, recorder.task if trace else None)
+    executor = _executor(engine, env, servers, recorder.task if trace else None)
     floor = FloorCheck(planner.floor_s)
     meters = [
-        Meter(unit, servers[unit.name].busy_at, partial(_dynamic_fj, servers[unit.name])) for unit in machine.units
+        Meter(unit, servers[unit.name].busy_at, partial(_dynamic_fj, servers[unit.name], env)) for unit in machine.units
     ]
     phases = PhaseAccount(meters, _always_on(machine))
 
@@ -209,6 +224,10 @@ def _run(asked: Scenario, config: Configuration, trace: bool, progress: Progress
     )  # fmt: skip
 
 
+def _executor(engine: str, env: Clock, servers: Mapping[str, Any], on_task: OnTask | None) -> Executor | Evaluator:
+    return (Executor if engine == "event" else Evaluator)(env, servers, on_task)
+
+
 def _stack(machine: MachineConfig | BoardConfig) -> str | None:
     """Return the software stack whose kernel times hold; None without GPUs."""
     return machine.gpu_law.stack if isinstance(machine, MachineConfig) else None
@@ -267,7 +286,7 @@ def _beyond_context(model: ModelSpec) -> str:
     return f"every request exceeds the context of {model.id}, {model.max_context} tokens; --truncate cuts requests"
 
 
-def _check_busy(servers: dict[str, Server], elapsed_ps: int) -> None:
+def _check_busy(servers: Mapping[str, Server | Lane], elapsed_ps: int) -> None:
     for name, server in servers.items():
         if not 0 <= server.busy_at(elapsed_ps) <= elapsed_ps:
             raise ConservationError(
@@ -275,8 +294,8 @@ def _check_busy(servers: dict[str, Server], elapsed_ps: int) -> None:
             )
 
 
-def _dynamic_fj(server: Server) -> int:
-    return server.energy_fj
+def _dynamic_fj(server: Server | Lane, env: Clock) -> int:
+    return server.energy_at(env.now)
 
 
 def _always_on(machine: Machine) -> tuple[tuple[str, float | None], ...]:
@@ -284,7 +303,7 @@ def _always_on(machine: Machine) -> tuple[tuple[str, float | None], ...]:
 
 
 def _energy(
-    machine: Machine, servers: dict[str, Server], elapsed_ps: int, spent_fj: Mapping[str, Mapping[str, int]],
+    machine: Machine, servers: Mapping[str, Server | Lane], elapsed_ps: int, spent_fj: Mapping[str, Mapping[str, int]],
     by_phase: Mapping[str, Mapping[str, int]],
 ) -> Energy:  # fmt: skip
     """Return the account; what a system booked by component must be what its servers spent."""

@@ -55,35 +55,22 @@ class NdpSystem(System):
 
     def gpu_room(self) -> int:
         """Return the GPU memory that resident weights of layers may take, beside head and stream buffers."""
-        room = beside_stream(self.config, self.layer_bytes, self.head_bytes, PREFETCH + 1)
-        if self.buffers_overlap:
-            return room
-        buffers = (PREFETCH + 1) * self.layer_bytes + self.kv_buffer_bytes()
-        return min(room, self.config.gpu_usable_bytes - buffers - self.head_bytes)
+        return beside_stream(self.config, self.head_bytes, sum(self.buffer_bytes().values()))
 
-    @property
-    def buffers_overlap(self) -> bool:
-        """Whether a paper's limit for weights holds, which leaves too little for the buffers of a prefill.
+    def buffer_bytes(self) -> Mapping[str, int]:
+        """Return the GPU memory through which a prefill streams, for a layer in use and one ahead, by what passes.
 
-        Such a prefill streams all weights, so the buffers take the rest of the memory, and what they lack from
-        resident weights, which it copies anew.
-        """
-        return self.config.gpu_weight_bytes is not None and self.config.prefill_streams_all
-
-    def kv_buffer_bytes(self) -> int:
-        """Return the GPU memory through which the keys and values of a prefill pass, a layer in use and one ahead.
-
-        They are those of the step's new tokens, and of the one sequence whose prompt an earlier step began.
+        The keys and values are those of the step's new tokens, and of the one sequence whose prompt an earlier step
+        began.
         """
         tokens = min(self.setup.kv_tokens, self.setup.step_tokens + self.setup.longest)
-        return (PREFETCH + 1) * -(-tokens * self.model.kv_bytes_per_token(self.precision) // self.model.n_layers)
+        kv_bytes = -(-tokens * self.model.kv_bytes_per_token(self.precision) // self.model.n_layers)
+        return {"weight-buffer": (PREFETCH + 1) * self.layer_bytes, "kv-buffer": (PREFETCH + 1) * kv_bytes}
 
     def place_buffers(self, ledger: Ledger) -> None:
-        """Allocate, after the resident weights, the buffers of a prefill in GPU memory."""
-        buffers = {"weight-buffer": (PREFETCH + 1) * self.layer_bytes, "kv-buffer": self.kv_buffer_bytes()}
-        for owner, need in buffers.items():
-            # Of buffers that overlap with the published share of weights, the ledger knows only what is beside it.
-            ledger.allocate(owner, "gpu0", min(need, ledger.free_bytes("gpu0")) if self.buffers_overlap else need)
+        """Allocate the buffers of a prefill in GPU memory."""
+        for owner, need in self.buffer_bytes().items():
+            ledger.allocate(owner, "gpu0", need)
 
     def further_units(self) -> tuple[Unit, ...]:
         """Return servers beside GPU, host link and DIMMs."""

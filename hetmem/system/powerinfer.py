@@ -62,7 +62,7 @@ class PowerInfer(OffloadSystem):
         self.late = self.neurons.config.misses == "late"
         groups = self.model.layer_bytes(self.precision)
         self.dense_layer_bytes = groups["proj"] + groups["norms"]
-        room = beside_stream(self.config, self.layer_bytes, self.head_bytes, PREFETCH + 1)
+        room = beside_stream(self.config, self.head_bytes, (PREFETCH + 1) * self.layer_bytes)
         dense = self.model.n_layers * self.dense_layer_bytes
         require_room("gpu0", dense, room, self.config.gpu_usable_bytes)
         gpu_rate = self.config.gpu.memory_bytes_per_s * self.ops.law.efficiencies[1]

@@ -42,10 +42,11 @@ def kinds(layers: Sequence[frozenset[str]], unroll: bool) -> list[LayerKind]:
     return runs
 
 
-def beside_stream(config: MachineConfig, layer_bytes: int, head_bytes: int, buffers: int) -> int:
-    """Return the GPU memory left for resident layers beside the head and ``buffers`` layers that stream through.
+def beside_stream(config: MachineConfig, head_bytes: int, buffer_bytes: int) -> int:
+    """Return the GPU memory left for resident layers beside the head and the buffers that others stream through.
 
-    A limit that a paper gives for weights is taken as it is, buffers not counted.
+    A limit that a paper gives for weights counts the head, not the buffers.
     """
-    limit, usable = config.gpu_weight_bytes, config.gpu_usable_bytes
-    return (usable - buffers * layer_bytes if limit is None else min(usable, int(limit))) - head_bytes
+    room = config.gpu_usable_bytes - buffer_bytes
+    limit = config.gpu_weight_bytes
+    return (room if limit is None else min(room, int(limit))) - head_bytes

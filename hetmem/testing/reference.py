@@ -12,6 +12,7 @@ from typing import Any
 import simpy
 from attrs import define, field
 
+from hetmem.engine.evaluator import Evaluator
 from hetmem.engine.executor import Executor
 from hetmem.engine.graph import Handle, TaskGraph
 
@@ -20,7 +21,7 @@ Request = int | tuple[TaskGraph, int]
 Loop = Generator[Request, int, None]
 
 
-def drive(executor: Executor, loop: Loop, gates: dict[int, int]) -> Generator[simpy.Event, Any, None]:
+def drive(executor: Executor | Evaluator, loop: Loop, gates: dict[int, int]) -> Generator[simpy.Event, Any, None]:
     """Run ``loop`` on ``executor``, as a SimPy process; ``gates`` receives the tick of each rank's gate."""
     now: int | None = None
     while True:

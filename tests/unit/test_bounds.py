@@ -31,13 +31,14 @@ def changed(system: str, servers: tuple[str, ...] = (), forgotten: str | None = 
     class Changed(base):  # type: ignore[misc]
         def plan(self, view: StepView) -> Plan:
             plan = super().plan(view)
-            template, costs = plan.graph.template, list(plan.graph.costs)
-            for k, (server, tag) in enumerate(zip(template.servers, template.tags, strict=True)):
-                if server in servers:
-                    costs[k] = Cost(costs[k].ps // 2, costs[k].fj, costs[k].bytes)
-                if forgotten is not None and server is not None and forgotten in tag:
-                    costs[k] = FREE
-            return evolve(plan, graph=evolve(plan.graph, costs=costs))
+            graph, template = plan.graph, plan.graph.template
+            costs = dict(zip(template.slots, graph.costs, strict=True))
+            tasks = list(zip(template.servers, template.slots, template.tags, strict=True))
+            for slot in {slot for server, slot, _ in tasks if server in servers}:
+                costs[slot] = Cost(costs[slot].ps // 2, costs[slot].fj, costs[slot].bytes)
+            if forgotten is not None:
+                costs |= {slot: FREE for server, slot, tag in tasks if server is not None and forgotten in tag}
+            return evolve(plan, graph=template.bind(costs, graph.publish, graph.wait))
 
     return Changed
 

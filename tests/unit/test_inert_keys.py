@@ -52,6 +52,14 @@ PROBES: dict[str, dict[str, Any]] = {
         "assumptions": "as-published",
         "workload": fixed(1000, 2, 1),
     },
+    "resident-published-share": {  # of a GPU of which all may not be used
+        "system": "resident",
+        "model": "opt-6.7b",
+        "gpu": "rtx-3090",
+        "gpus": 1,
+        "assumptions": "as-published",
+        "workload": fixed(1000, 2, 1),
+    },
     "tight": {"system": "resident", "model": "opt-13b", "settings": {"serving.kv_blocks": 7}},
     "budget": {
         "system": "resident",

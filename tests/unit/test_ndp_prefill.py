@@ -29,17 +29,19 @@ def test_buffers_of_two_layers_and_their_cache_are_held_beside_the_weights():
     assert 0 <= ledger.free_bytes("gpu0") < max(system.group_bytes.values())
 
 
-def test_a_published_share_of_weights_leaves_the_buffers_what_is_beside_it():
-    system, ledger = placed("as-published")
+@pytest.mark.parametrize("streams_all", [True, False])
+def test_buffers_lie_beside_the_published_share_of_weights(streams_all):
+    system, ledger = placed("as-published", **{"machine.prefill_streams_all": streams_all})
     held = ledger.held_bytes("weights", "gpu0")
     assert held <= 20e9 < held + max(system.group_bytes.values())
-    assert ledger.held_bytes("weight-buffer", "gpu0") == ledger.capacities["gpu0"] - held
-    assert ledger.free_bytes("gpu0") == 0
+    assert ledger.held_bytes("weight-buffer", "gpu0") == 2 * system.layer_bytes
+    assert ledger.capacities["gpu0"] == 24e9
 
 
-def test_a_limit_of_ones_own_does_not_overlap_with_the_buffers():
+def test_buffers_take_of_a_limit_what_the_memory_lacks():
     system, ledger = placed("fair", **{"machine.gpu_weight_bytes": 20e9})
     assert ledger.held_bytes("weight-buffer", "gpu0") == 2 * system.layer_bytes
+    assert ledger.held_bytes("weights", "gpu0") <= 0.9 * 24e9 - sum(system.buffer_bytes().values()) < 20e9
 
 
 def test_keys_and_values_are_written_back_while_later_layers_compute():

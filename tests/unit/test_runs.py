@@ -9,7 +9,7 @@ import pytest
 
 import hetmem
 from hetmem.errors import ConservationError
-from hetmem.hardware.server import Server
+from hetmem.hardware.lane import Lane
 from hetmem.model import FP16, StepShape, head_kernels, layer_kernels
 from hetmem.monitor.recorder import Recorder
 from hetmem.study import simulate as simulate_module
@@ -90,12 +90,20 @@ def test_a_task_per_layer_gives_the_ticks_of_one_for_all_alike(system, assumptio
 
 def decode_step(system, **options):
     """Return (events, tasks) of one decode step: the difference a further output token makes."""
+    options = {"engine": "event"} | options
     shorter, longer = (run(system, workload=fixed(16, n, 1), **options).counters for n in (5, 6))
     assert longer["steps"] == shorter["steps"] + 1
     return longer["events"] - shorter["events"], longer["tasks"] - shorter["tasks"]
 
 
 CONTROL = 3  # the gate, the outcome, and the scheduler's wake
+
+
+@pytest.mark.parametrize("system", ["resident", "accelerate", "ndp-dimm"])
+def test_the_evaluator_takes_an_arbitration_for_all_tasks_of_a_step(system):
+    events, tasks = decode_step(system, engine="auto")
+    assert events == 1 + CONTROL
+    assert tasks > 10
 
 
 @pytest.mark.parametrize("unroll", [False, True])
@@ -174,7 +182,7 @@ def test_tokens_that_nobody_receives_are_found(monkeypatch):
 
 
 def test_a_server_that_is_busier_than_time_allows_is_found(monkeypatch):
-    monkeypatch.setattr(Server, "busy_at", lambda self, tick: tick + 1)
+    monkeypatch.setattr(Lane, "busy_at", lambda self, tick: tick + 1)
     with pytest.raises(ConservationError, match=r"busy \+ idle = elapsed violated: gpu0 was busy"):
         run("resident")
 
@@ -188,4 +196,4 @@ def test_bytes_that_no_server_served_are_found(monkeypatch):
 
     monkeypatch.setattr(simulate_module.Executor, "check_drained", tampered)
     with pytest.raises(ConservationError, match=r"bytes in = bytes out violated: gpu0\.hbm"):
-        run("resident")
+        run("resident", engine="event")

@@ -85,5 +85,7 @@ def test_a_row_of_another_width_is_refused(row):
     ("row", "problem"), [((2**63, 0), "end_ps: more than the 106 days"), ((0, 2**70), "fj: more than 64 bits")]
 )
 def test_a_value_beyond_a_column_names_it(row, problem):
+    table = Table({"end_ps": "q", "fj": "q"})
+    table.append(row)
     with pytest.raises(RangeError, match=problem):
-        Table({"end_ps": "q", "fj": "q"}).append(row)
+        table.column("fj")

@@ -1,0 +1,446 @@
+"""The evaluator: runs task graphs as the executor does, to the tick, without an event per task.
+
+Servers are lanes (:mod:`hetmem.hardware.lane`). Tasks are taken in the order of (ready tick, rank) from one heap
+that lives as long as the run, and each is given its start and end at once; joins, delays and lags resolve at ticks
+known ahead. Nothing is decided at or after the next event of anybody else (an arrival, a gate), because its control
+may submit work, so several steps in flight and work that outlives its step are exact. A lane whose queue of other
+classes may bring forth an end has a *wake* in the heap, before the tasks of its tick.
+
+A graph whose tasks come in the order of its template takes a shorter way
+(:mod:`hetmem.engine.straight_line`), if nothing else is under way.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from heapq import heappop, heappush
+from typing import Any
+
+import simpy
+from attrs import define, field
+
+from hetmem.engine.executor import TASKS_PER_STEP, OnTask, waiting_lines
+from hetmem.engine.graph import Cost, Handle, TaskGraph, Template
+from hetmem.engine.program import BEHIND, GATE, LAST, PUBLISHED, QUEUED, TOLD, WATCHED, Barrier, Program, program
+from hetmem.errors import ConfigError, ConservationError, DeadlockError
+from hetmem.hardware.clock import ARBITRATION, COMPLETION, NEVER, Clock
+from hetmem.hardware.lane import Lane
+
+_AFTER_ALL = NEVER - 1  # the tick of wakes that wait until nothing else can happen
+
+
+@define(slots=True, eq=False)
+class _Submission:
+    """A submitted graph. ``missing`` and ``ready`` are empty until its tasks are started one by one."""
+
+    graph: TaskGraph
+    rank: int
+    key: int
+    gate: simpy.Event
+    program: Program
+    ps: Sequence[int]
+    lanes: tuple[Any, ...]  # a lane, or None where there is no service
+    kinds: bytes | bytearray
+    barriers: Mapping[int, Barrier]
+    gates_left: int
+    lasts_left: int
+    gate_ps: int
+    missing: list[int] = field(factory=list, repr=False)
+    ready: list[int] = field(factory=list, repr=False)
+    costs: list[Cost] = field(factory=list, repr=False)  # by task, if tasks are reported
+
+
+class Evaluator:
+    """Runs task graphs on the lanes of a machine; the same interface as :class:`hetmem.engine.executor.Executor`.
+
+    Parameters
+    ----------
+    env
+        The simulation environment.
+    servers
+        The lanes by name.
+    on_task
+        Called as ``on_task(rank, server, tag, start_ps, end_ps, bytes)`` for every task on a server, in the order of
+        their ends; None records nothing.
+    """
+
+    def __init__(self, env: Clock, servers: Mapping[str, Lane], on_task: OnTask | None = None) -> None:
+        self.env, self.servers, self.on_task = env, servers, on_task
+        self._tracing = on_task is not None
+        self.outstanding: dict[int, _Submission] = {}
+        self._programs: dict[int, Program] = {}
+        # Tasks as (ready tick, key of the first, submission, tasks) and wakes as (tick, key below 0, lane, ()).
+        self._heap: list[tuple[int, int, Any, Sequence[int]]] = []
+        self._unstarted: list[_Submission] = []
+        self._timers: set[tuple[int, float]] = set()
+        self._resting: set[int] = set()  # lanes with a wake after all else
+        self._horizon = 0  # the last end that is known
+        self._gates_until = 0  # the last tick at which a gate opens
+        self._rows: list[tuple[Any, ...]] = []
+        for lane in servers.values():
+            lane.ended = self._queued_ended
+
+    def submit(self, graph: TaskGraph, rank: int) -> simpy.Event:
+        """Start ``graph`` now; the returned gate fires when its foreground tasks are done.
+
+        ``rank`` is unique among the submissions of a run and decides ties at a server.
+
+        Raises
+        ------
+        ConfigError
+            When the graph names a server that the machine does not have.
+        ConservationError
+            When a task costs bytes or energy, but no time at a server.
+        """
+        if rank in self.outstanding:
+            raise ConfigError("rank", f"{rank} is in flight already")
+        prog = self._program(graph.template)
+        now = self.env.now
+        ps, lanes = self._account(prog, graph)
+        sub = _Submission(
+            graph, rank, rank * TASKS_PER_STEP, simpy.Event(self.env), prog, ps, lanes, prog.kinds_of(graph.publish),
+            {} if self._tracing or graph.publish else prog.barriers, prog.gates, prog.lasts, now,
+        )  # fmt: skip
+        if prog.lasts:
+            self.outstanding[rank] = sub
+        if not prog.gates:
+            self.env.trigger(sub.gate, now)
+        landed = all(h.landed(now) for handles in graph.wait.values() for h in handles)
+        if prog.plain and landed and lanes is prog.lanes and not graph.publish and self.on_task is None:
+            self._unstarted.append(sub)  # it ends after now, and says nothing before: it may wait for arbitration
+        else:
+            self._begin(sub)
+        self._call(now, ARBITRATION)
+        return sub.gate
+
+    def check_drained(self) -> None:
+        """Raise if work is outstanding although no event is left, or if service went missing.
+
+        Raises
+        ------
+        DeadlockError
+            With a line per task that waits, and what it waits for.
+        ConservationError
+            When a lane has not served as long as it was asked to.
+        """
+        self._report(self.env.now)
+        if self.outstanding or self._horizon > self.env.now:
+            raise DeadlockError(self._waits())
+        for name, lane in self.servers.items():
+            if lane.served_ps != lane.asked_ps:
+                raise ConservationError("service", f"{name} was asked for {lane.asked_ps} ps, served {lane.served_ps}")
+
+    # -- submission ----------------------------------------------------------------------------------------------
+
+    def _program(self, template: Template) -> Program:
+        known = self._programs.get(id(template))
+        if known is None:  # a program keeps its template, so that the id cannot be taken by another
+            known = self._programs[id(template)] = program(template, self.servers)
+        return known
+
+    def _account(self, prog: Program, graph: TaskGraph) -> tuple[Sequence[int], tuple[Lane | None, ...]]:
+        """Count the work at its lanes; return the ticks by slot, and the lanes by task, None where there is no work."""
+        ps, fj, n_bytes = graph.ps, graph.fj, graph.n_bytes
+        idle = ps.count(0) > 1  # beside the first, of tasks without a slot
+        if idle or prog.free_slots:
+            self._refuse_lost(prog, graph)
+        energy, moved = any(fj), any(n_bytes)
+        for lanes, pick in prog.sums:
+            mine = pick(ps)
+            total, jobs = sum(mine), len(mine) - (mine.count(0) if idle else 0)
+            spent = sum(pick(fj)) if energy else 0
+            carried = sum(pick(n_bytes)) if moved else 0
+            for lane in lanes:
+                lane.asked_ps += total
+                lane.jobs += jobs
+                lane.energy_fj += spent
+                lane.bytes += carried
+        if energy:
+            for lane, pick in prog.behind:
+                lane.pending_fj += sum(pick(fj))
+        if not idle:
+            return ps, prog.lanes
+        by_task = prog.expand(ps)
+        busy = tuple(lane if ticks else None for lane, ticks in zip(prog.lanes, by_task, strict=True))
+        return ps, prog.lanes if busy == prog.lanes else busy
+
+    def _refuse_lost(self, prog: Program, graph: TaskGraph) -> None:
+        for index, (lane, cost) in enumerate(zip(prog.lanes, graph.costs, strict=True)):
+            if (lane is None or cost.ps == 0) and (cost.fj or cost.bytes):
+                tag = graph.template.tags[index] or "join"
+                raise ConservationError("work takes time at a server", f"{tag} is no service, but costs {cost}")
+
+    def _begin(self, sub: _Submission) -> None:
+        """Start the tasks of a graph one by one, those first that wait for nothing."""
+        now, template = self.env.now, sub.graph.template
+        sub.ps = sub.program.expand(sub.ps)
+        if self.on_task is not None:
+            sub.costs = sub.graph.costs
+        missing = sub.missing = list(template.n_preds)
+        ready = sub.ready = [now] * len(missing)
+        for index, handles in sub.graph.wait.items():
+            for handle in handles:
+                if handle.landed_ps is None:
+                    handle.waiters.append((sub, index))
+                    missing[index] += 1
+                elif handle.landed_ps > ready[index]:
+                    ready[index] = handle.landed_ps
+        # Collected first: starting a join resolves it at once and may make later tasks ready.
+        for index in [index for index in sub.program.roots if not missing[index]]:
+            self._start(sub, index)
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def _call(self, tick: int, phase: float) -> None:
+        if (tick, phase) not in self._timers:
+            self._timers.add((tick, phase))
+            self.env.call(self._on_arbitration if phase == ARBITRATION else self._on_completion, tick, phase)
+
+    def _on_completion(self, _event: simpy.Event) -> None:
+        self._timers.discard((self.env.now, COMPLETION))
+        self._advance(self.env.now)
+
+    def _on_arbitration(self, _event: simpy.Event) -> None:
+        now = self.env.now
+        self._timers.discard((now, ARBITRATION))
+        if self._unstarted:
+            unstarted, self._unstarted = self._unstarted, []
+            if len(unstarted) == 1 and not self._heap and self._in_order(unstarted[0]):
+                return
+            for sub in unstarted:
+                self._begin(sub)
+        self._advance(now + 1)
+
+    def _in_order(self, sub: _Submission) -> bool:
+        """Work ``sub`` out at once if its template allows it; it is the only work there is."""
+        end = sub.program.in_order(self.env.now, sub.ps, self.env.next_ps)
+        if end < 0:
+            return False
+        del self.outstanding[sub.rank]
+        self._open(sub.gate, end)
+        self._horizon = max(self._horizon, end)
+        return True
+
+    def _open(self, gate: simpy.Event, tick: int) -> None:
+        self.env.trigger(gate, tick)
+        self._gates_until = max(self._gates_until, tick)
+
+    def _advance(self, decided: int) -> None:
+        """Take tasks and wakes up to the next event of anybody else; all before the tick ``decided`` is known."""
+        env, heap = self.env, self._heap
+        limit = env.next_ps
+        until = max(limit, decided)
+        while heap:
+            tick, key, sub, tasks = heap[0]
+            # A tick's wakes come before its control, its tasks after it.
+            if tick >= until and not (key < 0 and tick == limit):
+                break
+            heappop(heap)
+            if key < 0:
+                told = self._wake(sub, tick)
+            elif len(tasks) > 1 and heap and heap[0][0] == tick and heap[0][1] < sub.key + tasks[-1]:
+                for task in tasks:  # others of this tick come between them
+                    heappush(heap, (tick, sub.key + task, sub, (task,)))
+                continue
+            elif id(tasks) in sub.barriers:
+                told = self._serve_barrier(sub, tasks, tick)
+            elif sub.kinds[tasks[0]] & QUEUED:
+                told = self._queue_up(sub, tasks[0], tick)
+            else:
+                told = self._serve(sub, tasks, tick)
+            if told:
+                limit = env.next_ps
+                until = max(limit, decided)
+        if self._tracing:
+            self._report(env.now)
+        if heap and heap[0][0] == _AFTER_ALL:
+            self._call(limit, ARBITRATION)  # to go on if that event brings nothing
+        elif heap:
+            tick, key = heap[0][:2]
+            self._call(max(tick, env.now), COMPLETION if key < 0 else ARBITRATION)
+        elif self._horizon > max(env.now, self._gates_until):
+            self._call(self._horizon, ARBITRATION)  # the clock runs to the end of all work
+
+    def _serve(self, sub: _Submission, tasks: Sequence[int], tick: int) -> bool:
+        """Give tasks of class 0, ready at ``tick``, their places at their lanes."""
+        told = False
+        for task in tasks:
+            lane, lasts = sub.lanes[task], sub.ps[task]
+            if lane.queue:
+                lane.advance(tick)
+                told = True
+            start = tick
+            if lane.free_ps > tick:
+                lane.delay(tick)
+                start = lane.free_ps
+            lane.free_ps = end = start + lasts
+            lane.served_ps += lasts
+            if sub.kinds[task] & BEHIND:
+                lane.spend(end, sub.graph.fj[sub.graph.template.slot_index[task]])
+            if self._tracing:
+                self._note(sub, task, start, end)
+            if self._done(sub, task, end):
+                told = True
+        return told
+
+    def _serve_barrier(self, sub: _Submission, tasks: Sequence[int], tick: int) -> bool:
+        """Do the same for tasks that the same tasks wait for: for those, the one that ends last stands for all."""
+        latest, told = 0, False
+        lanes, pick = sub.barriers[id(tasks)]
+        for lane, lasts in zip(lanes, pick(sub.ps)):  # noqa: B905 - as long as each other, and the innermost loop
+            if lane.queue:
+                lane.advance(tick)
+                told = True
+            end = tick + lasts
+            if lane.free_ps > tick:
+                lane.delay(tick)
+                end = lane.free_ps + lasts
+            lane.free_ps = end
+            lane.served_ps += lasts
+            if end > latest:
+                latest = end
+        for follower in sub.program.successors[tasks[0]]:
+            sub.missing[follower] -= len(tasks) - 1
+        return self._done(sub, tasks[0], latest) or told
+
+    def _queue_up(self, sub: _Submission, task: int, tick: int) -> bool:
+        """Put a task of another class, ready at ``tick``, in the queue of its lane."""
+        template, lane = sub.graph.template, sub.lanes[task]
+        cls, chunk = template.classes[task], template.chunk_ps[task]
+        lane.queue_up([cls, tick, sub.key + task, sub.ps[task], chunk, sub, task, -1])
+        lane.watched += bool(sub.kinds[task] & WATCHED)
+        self._watch(lane)
+        return True
+
+    def _queued_ended(self, sub: _Submission, task: int, start: int, end: int) -> None:
+        lane = sub.lanes[task]
+        lane.watched -= bool(sub.kinds[task] & WATCHED)
+        if sub.kinds[task] & BEHIND:
+            lane.spend(end, sub.graph.fj[sub.graph.template.slot_index[task]])
+        if self._tracing:
+            self._note(sub, task, start, end)
+        self._done(sub, task, end)
+
+    def _note(self, sub: _Submission, task: int, start: int, end: int) -> None:
+        template = sub.graph.template
+        row = (template.servers[task], template.tags[task], start, end, sub.costs[task].bytes)
+        heappush(self._rows, (end, sub.key + task, sub.rank, *row))
+
+    def _watch(self, lane: Lane) -> None:
+        """See to it that a wake comes no later than the next end of the lane's queue, if that end matters.
+
+        Where it does not, the queue is advanced when somebody comes or asks, or when all else is done.
+        """
+        if not lane.queue:
+            return
+        tick = lane.earliest_end() if lane.watched else _AFTER_ALL
+        if lane.wake_ps < 0 or tick < lane.wake_ps:
+            lane.wake_ps = tick
+            if tick < _AFTER_ALL:
+                heappush(self._heap, (tick, lane.number - len(self.servers), lane, ()))
+            elif lane.number not in self._resting:
+                self._resting.add(lane.number)
+                heappush(self._heap, (tick, lane.number - len(self.servers), lane, ()))
+
+    def _wake(self, lane: Lane, tick: int) -> bool:
+        if tick == _AFTER_ALL:
+            self._resting.discard(lane.number)
+        if tick != lane.wake_ps:
+            return False  # another wake has come before it
+        lane.wake_ps = -1
+        lane.advance(tick)
+        self._watch(lane)
+        return True
+
+    # -- the graph -----------------------------------------------------------------------------------------------
+
+    def _start(self, sub: _Submission, task: int) -> None:
+        """Put a task that waits for nothing more in its place, or resolve it if it is no service."""
+        tick = sub.ready[task]
+        if sub.lanes[task] is None:
+            self._done(sub, task, tick + sub.ps[task])
+        else:
+            heappush(self._heap, (tick, sub.key + task, sub, (task,)))
+
+    def _done(self, sub: _Submission, task: int, tick: int) -> bool:
+        """Count a task as done, its lag after ``tick``, and all joins and delays that it resolves.
+
+        Tasks that become ready together go into the heap together. Return whether anybody else may have been told.
+        """
+        missing, ready, lanes, kinds = sub.missing, sub.ready, sub.lanes, sub.kinds
+        successors, lag_ps = sub.program.successors, sub.program.lag_ps
+        resolved: list[int] = []
+        told = False
+        while True:
+            if lag_ps[task]:
+                tick += lag_ps[task]
+            followers, together = successors[task], []
+            for follower in followers:
+                if tick > ready[follower]:
+                    ready[follower] = tick
+                left = missing[follower] - 1
+                missing[follower] = left
+                if left:
+                    continue
+                if lanes[follower] is None:
+                    resolved.append(follower)
+                elif ready[follower] == tick and not kinds[follower] & QUEUED:
+                    together.append(follower)
+                else:
+                    heappush(self._heap, (ready[follower], sub.key + follower, sub, (follower,)))
+            if together:
+                whole = len(together) == len(followers)
+                heappush(self._heap, (tick, sub.key + together[0], sub, followers if whole else together))
+            if kinds[task] & TOLD:
+                told = True
+                self._count(sub, kinds[task], tick)
+                if kinds[task] & PUBLISHED:
+                    self._land(sub.graph.publish[task], tick)
+            if not resolved:
+                return told
+            task = resolved.pop()
+            tick = ready[task] + sub.ps[task]
+
+    def _land(self, handle: Handle, tick: int) -> None:
+        handle.landed_ps = tick
+        waiters: list[tuple[Any, int]] = list(handle.waiters)
+        handle.waiters.clear()
+        for sub, task in waiters:
+            if tick > sub.ready[task]:
+                sub.ready[task] = tick
+            sub.missing[task] -= 1
+            if not sub.missing[task]:
+                self._start(sub, task)
+
+    def _count(self, sub: _Submission, kind: int, tick: int) -> None:
+        if kind & GATE:
+            sub.gates_left -= 1
+            sub.gate_ps = max(sub.gate_ps, tick)
+            if not sub.gates_left:
+                self._open(sub.gate, sub.gate_ps)
+        if kind & LAST:
+            sub.lasts_left -= 1
+            self._horizon = max(self._horizon, tick)
+            if not sub.lasts_left:
+                del self.outstanding[sub.rank]
+
+    # -- reports -------------------------------------------------------------------------------------------------
+
+    def _report(self, now: int) -> None:
+        on_task: Callable[..., None] | None = self.on_task
+        if on_task is not None:
+            for lane in self.servers.values():
+                lane.advance(now)
+        while on_task is not None and self._rows and self._rows[0][0] <= now:
+            on_task(*heappop(self._rows)[2:])
+
+    def _waits(self) -> tuple[str, ...]:
+        """Return a line per task that has not ended, and what it waits for."""
+        waiting = {(sub.rank, task) for _, key, sub, tasks in self._heap if key >= 0 for task in tasks}
+        waiting |= {(e[5].rank, e[6]) for lane in self.servers.values() for e in lane.queue}
+        lines = []
+        for sub in self.outstanding.values():
+            missing = sub.missing or [0] * len(sub.graph)
+            done = bytearray(not left and (sub.rank, i) not in waiting for i, left in enumerate(missing))
+            lines += waiting_lines(sub.graph, sub.rank, done)
+        if self._horizon > self.env.now:
+            lines.append(f"service until tick {self._horizon}")
+        return tuple(lines)

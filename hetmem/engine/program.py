@@ -1,0 +1,210 @@
+"""A program: a template made ready for the evaluator, once per run: its lanes, its sums by lane, its straight line."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+from attrs import Factory, define, field
+
+from hetmem.engine.graph import Template
+from hetmem.engine.straight_line import StraightLine, straight_line
+from hetmem.errors import ConfigError
+from hetmem.hardware.lane import Lane
+
+#: What kind of task one is, as bits: the gate or the end of the graph waits for it itself (not for one that follows
+#: it), it is of a class other than 0, it publishes a handle, its end matters to a server or a gate, or it
+#: is in the background at a server.
+GATE, LAST, QUEUED, PUBLISHED, WATCHED, BEHIND = 1, 2, 4, 8, 16, 32
+TOLD = GATE | LAST | PUBLISHED
+
+#: Submissions of a template before it is compiled: about as long as compiling takes, the other way takes for these.
+COMPILE_AFTER = 40
+#: The most submissions for which a straight line that did not fit is left alone.
+MOST_SKIPPED = 64
+
+Picker = Callable[[Sequence[Any]], Sequence[Any]]
+Barrier = tuple[list[Lane], Picker]
+
+
+@define(eq=False)
+class Program:
+    """A template on the lanes of a machine.
+
+    Attributes
+    ----------
+    successors, lag_ps : tuple
+        Of the template, at hand.
+    lanes : tuple of (Lane or None)
+        By task.
+    roots : tuple of int
+        Tasks without predecessors.
+    expand : callable
+        Spreads a sequence by slot over the tasks.
+    kinds : bytes
+        By task: bits of :data:`GATE`, :data:`LAST` and :data:`QUEUED`; with the last, of :data:`WATCHED`.
+    gates, lasts : int
+        Tasks of the first two kinds.
+    barriers : dict of int to (lanes, picker)
+        By the id of an item of ``successors`` whose tasks all have the same successors, no lag and no kind: their
+        lanes, and what picks their items out of a sequence by task.
+    sums : list of (lanes, picker)
+        The tasks of each lane by slot; lanes with the same slots together.
+    behind : list of (lane, picker)
+        The background tasks of each lane by slot.
+    free_slots : tuple of int
+        Places of the slots of tasks without a server.
+    plain : bool
+        Whether all tasks are in the foreground and of class 0, and one at least is on a server.
+    """
+
+    template: Template
+    successors: tuple[tuple[int, ...], ...]
+    lag_ps: tuple[int, ...]
+    lanes: tuple[Lane | None, ...]
+    roots: tuple[int, ...]
+    expand: Picker
+    kinds: bytes
+    gates: int
+    lasts: int
+    barriers: dict[int, Barrier]
+    sums: list[tuple[list[Lane], Picker]]
+    behind: list[tuple[Lane, Picker]]
+    free_slots: tuple[int, ...]
+    plain: bool
+    _line: StraightLine | None = field(default=None, init=False)
+    _uses: int = field(default=0, init=False)
+    _skip: int = field(default=0, init=False)
+    _misses: int = field(default=0, init=False)
+    _line_lanes: tuple[Lane, ...] = field(
+        default=Factory(lambda self: tuple(dict.fromkeys(x for x in self.lanes if x is not None)), takes_self=True),
+        init=False,
+    )
+
+    def kinds_of(self, published: Collection[int]) -> bytes | bytearray:
+        """Return :attr:`kinds`, those of the ``published`` tasks marked, and whatever may lead to them watched."""
+        if not published:
+            return self.kinds
+        kinds = bytearray(kind | WATCHED if kind & QUEUED else kind for kind in self.kinds)
+        for task in published:
+            kinds[task] |= PUBLISHED
+        return kinds
+
+    def in_order(self, now: int, ps: Sequence[int], latest: int) -> int:
+        """Work the whole graph out in the order of its tasks, if that is the order in which they are ready.
+
+        Parameters
+        ----------
+        now
+            The tick of its submission; nothing else is under way.
+        ps
+            Ticks of service by slot.
+        latest
+            The last tick at which it may end.
+
+        Returns
+        -------
+        int
+            The tick at which it ends, or -1 if nothing was done because the order is another, it ends too late, or
+            the template has not been used often enough to be compiled.
+        """
+        self._uses += 1
+        if self._uses <= COMPILE_AFTER:
+            return -1
+        if self._skip:
+            self._skip -= 1
+            return -1
+        if self._line is None:
+            self._line = straight_line(self.template)
+        lanes = self._line_lanes
+        done = self._line(now, ps, [lane.free_ps for lane in lanes])
+        if done is None or done[0] > latest:
+            self._misses += 1
+            self._skip = min(1 << self._misses, MOST_SKIPPED)
+            return -1
+        self._misses = 0
+        end, free, served, waited = done
+        for lane, free_ps, served_ps, wait_ps in zip(lanes, free, served, waited, strict=True):
+            lane.free_ps = free_ps
+            lane.served_ps += served_ps
+            lane.wait_ps += wait_ps
+        return end
+
+
+def program(template: Template, lanes: Mapping[str, Lane]) -> Program:
+    """Return ``template`` on ``lanes``.
+
+    Raises
+    ------
+    ConfigError
+        When the template names a server that is not there.
+    """
+    for name in template.servers:
+        if name is not None and name not in lanes:
+            raise ConfigError("graph", f"the machine has no server {name!r}; it has {', '.join(lanes)}")
+    kinds = _kinds(template)
+    return Program(
+        template,
+        template.successors,
+        template.lag_ps,
+        tuple(None if name is None else lanes[name] for name in template.servers),
+        tuple(task for task, preds in enumerate(template.n_preds) if not preds),
+        picker(template.slot_index),
+        kinds,
+        sum(bool(kind & GATE) for kind in kinds),
+        sum(bool(kind & LAST) for kind in kinds),
+        _barriers(template, kinds, lanes),
+        _sums(template, lanes),
+        [(lane, pick) for group, pick in _sums(template, lanes, behind=True) for lane in group],
+        tuple({s: None for name, s in zip(template.servers, template.slot_index, strict=True) if name is None and s}),
+        not any(template.background) and not any(template.classes) and any(template.servers),
+    )
+
+
+def picker(places: Sequence[int]) -> Picker:
+    """Return the function that gives the items of a sequence at ``places``."""
+    if not places:
+        return lambda items: ()
+    if len(places) == 1:
+        return lambda items: (items[places[0]],)
+    return itemgetter(*places)
+
+
+def _kinds(template: Template) -> bytes:
+    kinds, background = bytearray(len(template)), template.background
+    matters = bytearray(len(template))  # whether the end of a task matters to a server or a gate
+    for task in reversed(range(len(template))):
+        successors = template.successors[task]
+        matters[task] = not background[task] or any(
+            matters[successor] or template.servers[successor] is not None for successor in successors
+        )
+        if not background[task] and all(background[successor] for successor in successors):
+            kinds[task] |= GATE
+        if not successors:
+            kinds[task] |= LAST
+        if background[task] and template.servers[task] is not None:
+            kinds[task] |= BEHIND
+        if template.classes[task] and template.servers[task] is not None:
+            kinds[task] |= QUEUED | (WATCHED if matters[task] else 0)
+    return bytes(kinds)
+
+
+def _barriers(template: Template, kinds: Sequence[int], lanes: Mapping[str, Lane]) -> dict[int, Barrier]:
+    barriers: dict[int, Barrier] = {}
+    for tasks in template.successors:
+        names = [name for task in tasks if (name := template.servers[task]) is not None]
+        plain = len(names) == len(tasks) > 1 and not any(template.lag_ps[task] or kinds[task] for task in tasks)
+        if plain and len({template.successors[task] for task in tasks}) == 1:
+            barriers[id(tasks)] = ([lanes[name] for name in names], picker(tasks))
+    return barriers
+
+
+def _sums(template: Template, lanes: Mapping[str, Lane], behind: bool = False) -> list[tuple[list[Lane], Picker]]:
+    places: dict[str, list[int]] = {}
+    tasks = zip(template.servers, template.slot_index, template.background, strict=True)
+    for name, place, background in tasks:
+        if name is not None and (background or not behind):
+            places.setdefault(name, []).append(place)
+    alike: dict[tuple[int, ...], list[Lane]] = {}
+    for name, used in places.items():
+        alike.setdefault(tuple(used), []).append(lanes[name])
+    return [(group, picker(used)) for used, group in alike.items()]

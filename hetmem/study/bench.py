@@ -1,0 +1,164 @@
+"""The simulator's own cost, in units of a bare SimPy timeout, so that a figure means the same on any machine."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import simpy
+
+from hetmem.engine.evaluator import Evaluator
+from hetmem.engine.executor import Executor
+from hetmem.engine.graph import TaskGraph
+from hetmem.engine.program import COMPILE_AFTER
+from hetmem.hardware.clock import Clock
+from hetmem.hardware.lane import Lane
+from hetmem.hardware.server import Server
+from hetmem.study.simulate import simulate
+from hetmem.testing.sparse_step import SparseSteps
+from hetmem.workload import fixed
+
+TIMEOUTS = 200_000
+REPEATS = 3
+#: The runs of ``timeouts_per_step``, by system.
+CASES: dict[str, dict[str, Any]] = {
+    "resident": {"model": "llama3.1-8b", "gpu": "a100-sxm-80gb", "gpus": 1},
+    "zero-inference": {"model": "llama2-7b"},
+    "accelerate": {"model": "opt-30b"},
+    "flexgen": {"model": "opt-30b"},
+    "ndp-dimm": {"model": "llama2-70b"},
+    "papi": {"model": "llama-65b"},
+    "h2m2": {"model": "gpt3-175b"},
+}
+STEPS, FEWER_STEPS = 300, 20
+SERVING = {"model": "llama3.1-8b", "workload": "chat", "gpu": "a100-sxm-80gb", "gpus": 1, "batch": 128,
+           "policies": {"batching": "continuous"}}  # fmt: skip
+_SERVE = """
+import json, resource, sys, time
+from hetmem.study.bench import SERVING
+from hetmem import simulate
+start = time.process_time()
+run = simulate("resident", requests=int(sys.argv[1]), **SERVING)
+cpu_s, steps = time.process_time() - start, run.counters["steps"]
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"cpu_s": cpu_s, "steps": steps, "tokens": run.output_tokens, "peak_bytes": peak,
+                  "decodes": int(run.steps.column("decode_sequences").sum())}))
+"""
+
+
+def bare_timeout_s(n: int = TIMEOUTS) -> float:
+    """Return the CPU-seconds of one timeout of a lone process, best of five."""
+    return min(_bare(n) for _ in range(5))
+
+
+def _bare(n: int) -> float:
+    env = simpy.Environment()
+
+    def process() -> Iterator[simpy.Event]:
+        for _ in range(n):
+            yield env.timeout(1)
+
+    env.process(process())  # type: ignore[arg-type]  # simpy wants a generator type
+    start = time.process_time()
+    env.run()
+    return (time.process_time() - start) / n
+
+
+def bench(full: bool = False) -> dict[str, Any]:
+    """Return the figures; with ``full``, of up to a million requests.
+
+    ``bare_timeout_us``; ``tasks_per_timeout`` by way of running a graph; ``timeouts_per_step``, ``steps_per_cpu_s``
+    and ``events_per_step`` by system; the cost of a step against layers, units and requests; ``peak_bytes``.
+    """
+    bare_s = bare_timeout_s()
+    serving = {n: serve(n) for n in (1_000, 10_000, *((100_000, 1_000_000) if full else ()))}
+    steps = {name: step_cost(name) for name in CASES}
+    return {
+        "bare_timeout_us": bare_s * 1e6,
+        "tasks_per_timeout": tasks_per_timeout(bare_s),
+        "timeouts_per_step": {name: cost["cpu_s"] / bare_s for name, cost in steps.items()},
+        "steps_per_cpu_s": {name: 1 / cost["cpu_s"] for name, cost in steps.items()},
+        "events_per_step": {name: cost["events"] for name, cost in steps.items()},
+        "timeouts_per_step_by_layers": {
+            n: task_s(SparseSteps(layers=n), "evaluator") * _tasks(SparseSteps(layers=n)) / bare_s for n in (8, 32, 96)
+        },
+        "timeouts_per_step_by_units": {
+            n: task_s(SparseSteps(dimms=n), "evaluator") * _tasks(SparseSteps(dimms=n)) / bare_s for n in (4, 8, 16)
+        },
+        "timeouts_per_step_by_requests": {n: run["cpu_s"] / run["steps"] / bare_s for n, run in serving.items()},
+        "mean_batch_by_requests": {n: run["decodes"] / run["steps"] for n, run in serving.items()},
+        "tokens_per_cpu_s_by_requests": {n: run["tokens"] / run["cpu_s"] for n, run in serving.items()},
+        "peak_bytes": {n: run["peak_bytes"] for n, run in serving.items()},
+    }
+
+
+def tasks_per_timeout(bare_s: float) -> dict[str, float]:
+    """Return the tasks that are run in the time of a bare timeout: a Hermes-like step of 80 layers and 8 DIMMs."""
+    background, plain = SparseSteps(), SparseSteps(copies=False)
+    return {
+        "event": bare_s / task_s(background, "event", steps=3),
+        "evaluator_background": bare_s / task_s(background, "evaluator"),
+        "evaluator": bare_s / task_s(plain, "evaluator"),
+        "fixed_order": bare_s / task_s(plain, "evaluator", skipped=COMPILE_AFTER + 1),
+    }
+
+
+def task_s(case: SparseSteps, engine: str, steps: int = 10, skipped: int = 1) -> float:
+    """Return the CPU-seconds of a task in ``steps`` steps whose graphs are given, after ``skipped`` others; best."""
+    return min(_task_s(case, engine, steps, skipped) for _ in range(REPEATS))
+
+
+def _task_s(case: SparseSteps, engine: str, steps: int, skipped: int) -> float:
+    env = Clock()
+    servers: Mapping[str, Any]
+    executor: Executor | Evaluator
+    if engine == "event":
+        servers = {name: Server(env, name) for name in case.servers}
+        executor = Executor(env, servers)
+    else:
+        servers = {name: Lane(name, number) for number, name in enumerate(case.servers)}
+        executor = Evaluator(env, servers)
+    few = list(case.graphs(min(steps, 10)))
+    graphs: list[TaskGraph] = [few[k % len(few)] for k in range(skipped + steps)]
+    begun: list[tuple[float, int]] = []
+
+    def loop() -> Iterator[simpy.Event]:
+        for rank, graph in enumerate(graphs):
+            if rank == skipped:
+                begun.append((time.process_time(), sum(server.jobs for server in servers.values())))
+            yield executor.submit(graph, rank)
+
+    env.process(loop())  # type: ignore[arg-type]  # simpy wants a generator type
+    env.run()
+    executor.check_drained()
+    cpu_s = time.process_time() - begun[0][0]
+    jobs: int = sum(server.jobs for server in servers.values()) - begun[0][1]
+    return cpu_s / jobs
+
+
+def _tasks(case: SparseSteps) -> int:
+    return sum(server is not None for server in case.template().servers)
+
+
+def step_cost(system: str) -> dict[str, float]:
+    """Return CPU-seconds and events of a decode step: the difference between a long run and a short one."""
+    runs = {}
+    for steps in (FEWER_STEPS, STEPS):
+        best = float("inf")
+        for _ in range(REPEATS):
+            start = time.process_time()
+            run = simulate(system, workload=fixed(64, steps, 4), **CASES[system])
+            best = min(best, time.process_time() - start)
+        runs[steps] = (best, run.counters["events"], run.counters["steps"])
+    (short_s, short_events, short), (long_s, long_events, long) = runs[FEWER_STEPS], runs[STEPS]
+    return {"cpu_s": (long_s - short_s) / (long - short), "events": (long_events - short_events) / (long - short)}
+
+
+def serve(requests: int) -> dict[str, Any]:
+    """Return time, steps, tokens and peak memory of serving ``requests`` chats, in a process of its own."""
+    import json
+
+    words = [sys.executable, "-c", _SERVE, str(requests)]
+    result: dict[str, Any] = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    return result
