@@ -1,32 +1,29 @@
-"""The command line: ``hetmem run``, ``compare``, ``sweep``, ``search``, ``reproduce``, ``list`` and ``show``.
+"""The command line: ``hetmem run``, ``compare``, ``sweep``, ``search``, ``reproduce``, ``bench``, ``list``, ``show``.
 
 Results go to standard output, progress and errors to standard error. Bad input, a run whose model does not fit and
 a comparison in which every system refuses end with status 2; a broken conservation law and a deadlock with status 3.
+
+A command imports what it runs: help, and a mistake in a command's words, load none of it.
 """
 
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
 
-from hetmem import plot_search, show
+from hetmem import progress
 from hetmem._version import __version__
 from hetmem.errors import ConfigError, ConservationError, DeadlockError, HetmemError
-from hetmem.hardware.config import ASSUMPTIONS
-from hetmem.hardware.ndp import PRESETS
-from hetmem.monitor.save import check_target
 from hetmem.options import Asked, Options, Places
-from hetmem.study.compare import Comparison, compare
-from hetmem.study.point import grid as expand
-from hetmem.study.point import grid_choices, read_points
-from hetmem.study.scenario import Scenario
-from hetmem.study.search import OBJECTIVES, read_budgets, search
-from hetmem.study.space import space as dimensions
-from hetmem.study.sweep import sweep
+from hetmem.study.metrics import OBJECTIVES
+
+if TYPE_CHECKING:
+    from hetmem.study.compare import Comparison
+    from hetmem.study.scenario import Scenario
 
 app = cyclopts.App(
     name="hetmem", help="Simulate LLM inference on heterogeneous memory.", version=__version__, help_format="plaintext"
@@ -57,7 +54,7 @@ def run_command(
         Which reading of the NDP-DIMMs; datasheet unless told otherwise.
     """
     _require_parts(system, options, dimm_preset)
-    result = _compare([system], options, assumptions, dimm_preset or PRESETS[1])
+    result = _compare([system], options, assumptions, dimm_preset or "datasheet")
     if result.all_refused:
         raise ConfigError(system, str(result.rows[0]["refused"]).removeprefix(f"{system}: "))
     _finish(result, options)
@@ -106,11 +103,16 @@ def sweep_command(
     dimm_preset
         Which reading of the NDP-DIMMs.
     """
+    from hetmem import show
+    from hetmem.study.point import grid as expand
+    from hetmem.study.point import grid_choices, read_points
+    from hetmem.study.sweep import sweep
+
     if bool(grid) == (points is not None):
         raise ConfigError("grid", "expected --grid or --points, and not both")
     base = options.values(system=system, assumptions=assumptions, dimm_preset=dimm_preset)
     asked = expand(grid_choices(grid), base) if points is None else [base | row for row in read_points(points)]
-    with places.executor() as executor, show.sweep_progress() as report:
+    with places.executor() as executor, progress.points() as report:
         result = sweep(
             asked, places.out, executor=executor, retry_failed=places.retry_failed, tables=places.tables, report=report
         )
@@ -150,8 +152,12 @@ def search_command(
     dimm_preset
         Which reading of the NDP-DIMMs.
     """
+    from hetmem import plot_search, show
+    from hetmem.study.search import read_budgets, search
+    from hetmem.study.space import space as dimensions
+
     base = options.values(system=system, assumptions=assumptions, dimm_preset=dimm_preset)
-    with places.executor() as executor, show.sweep_progress() as report:
+    with places.executor() as executor, progress.points() as report:
         result = search(
             base, dimensions(space), places.out, executor=executor, objectives=objective,
             budgets=read_budgets(budget), trials=trials, seed=sampler_seed, retry_failed=places.retry_failed,
@@ -180,9 +186,10 @@ def reproduce_command(
     plot
         Image of published and simulated results, where the reproduction has one.
     """
+    from hetmem import show
     from hetmem.study.reproduce import as_json, draw, reproduce
 
-    with show.waiting(f"reproducing {name}"):
+    with progress.waiting(f"reproducing {name}"):
         rows = reproduce(name)
         if plot is not None:
             draw(name, plot)
@@ -225,9 +232,10 @@ def calibrate_command(
     json
         Print JSON.
     """
+    from hetmem import show
     from hetmem.study.calibrate import calibrate
 
-    with show.waiting(f"calibrating {device}"):
+    with progress.waiting(f"calibrating {device}"):
         found = calibrate(table, device, where, shapes, hold_out, out, plot, stack=stack)
     if json:
         _print_json(found.as_dict())
@@ -252,7 +260,10 @@ def list_command(
     json
         Print JSON.
     """
-    rows = show.listing(what)
+    from hetmem import show
+    from hetmem.inventory import listing
+
+    rows = listing(what)
     if json:
         _print_json({what: rows})
     else:
@@ -271,7 +282,10 @@ def show_command(name: str, /, *, json: Annotated[bool, Parameter(negative=())] 
     json
         Print JSON.
     """
-    found = show.facts(name)
+    from hetmem import show
+    from hetmem.inventory import facts
+
+    found = facts(name)
     if json:
         _print_json(found)
     else:
@@ -291,9 +305,10 @@ def bench_command(*, full: Annotated[bool, Parameter(negative=())] = False,
     json
         Print JSON.
     """
+    from hetmem import show
     from hetmem.study.bench import bench
 
-    with show.waiting("measuring"):
+    with progress.waiting("measuring"):
         found = bench(full)
     if json:
         _print_json(found)
@@ -324,10 +339,15 @@ def main(words: Sequence[str] | None = None) -> None:
     raise SystemExit(status)
 
 
-def _compare(systems: list[str], options: Options, assumptions: str, preset: str) -> Comparison:
+def _compare(systems: list[str], options: Options, assumptions: str, preset: str) -> "Comparison":
+    from hetmem.hardware.config import ASSUMPTIONS
+    from hetmem.hardware.ndp import PRESETS
+    from hetmem.monitor.save import check_target
+    from hetmem.study.compare import compare
+
     if options.save is not None:
         check_target(options.save)
-    with show.progress() as report:
+    with progress.runs() as report:
         return compare(
             systems or None,
             assumptions=ASSUMPTIONS if assumptions == "both" else (assumptions,),
@@ -337,7 +357,9 @@ def _compare(systems: list[str], options: Options, assumptions: str, preset: str
         )
 
 
-def _finish(result: Comparison, options: Options) -> None:
+def _finish(result: "Comparison", options: Options) -> None:
+    from hetmem import show
+
     if options.save is not None:
         done = [run for run in result.runs if run is not None]
         for run in done:
@@ -348,7 +370,7 @@ def _finish(result: Comparison, options: Options) -> None:
         show.comparison(result)
 
 
-def _slug(asked: Scenario) -> str:
+def _slug(asked: "Scenario") -> str:
     return "_".join(part for part in (asked.system.name, asked.assumptions, asked.dimm_preset) if part)
 
 

@@ -1,15 +1,15 @@
 """What the commands of the command line take, and what they make of it."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from attrs import field, frozen
 from cyclopts import Parameter
 
 from hetmem.errors import ConfigError
-from hetmem.study.executors import DaskExecutor, Executor, ProcessExecutor, SerialExecutor
-from hetmem.study.point import FIELDS, POLICY
-from hetmem.workload import fixed
+
+if TYPE_CHECKING:
+    from hetmem.study.executors import Executor
 
 Preempt = Literal["recompute", "swap"]
 Composition = Literal["sum", "mixed"]
@@ -83,6 +83,8 @@ class Asked:
 
     def values(self, **others: Any) -> dict[str, Any]:
         """Return the values of a point, as :func:`hetmem.study.point.build` takes them."""
+        from hetmem.study.point import FIELDS, POLICY
+
         given = {name: getattr(self, name) for name in FIELDS if hasattr(self, name)} | others
         policies = {f"{POLICY}{role}": name for role, name in _pairs("policy", self.policy).items()}
         return {k: v for k, v in given.items() if v is not None} | policies | _pairs("set", self.set_)
@@ -152,6 +154,8 @@ class Options(Asked):
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of :func:`hetmem.study.compare.compare`."""
+        from hetmem.workload import fixed
+
         if (self.prompt is None) != (self.output is None):
             raise ConfigError("prompt" if self.prompt is None else "output", "--prompt and --output go together")
         work: Any = self.workload
@@ -196,8 +200,10 @@ class Places:
     tables: Annotated[bool, Parameter(negative=())] = False
     json: Annotated[bool, Parameter(negative=())] = False
 
-    def executor(self) -> Executor:
+    def executor(self) -> "Executor":
         """Return who runs the points."""
+        from hetmem.study.executors import DaskExecutor, ProcessExecutor, SerialExecutor
+
         if self.dask is not None:
             if self.workers is not None:
                 raise ConfigError("workers", "is for local processes; a Dask cluster has its own")

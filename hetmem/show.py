@@ -2,23 +2,15 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hetmem import catalog
-from hetmem.errors import UnknownNameError
-from hetmem.hardware.config import ASSUMPTIONS
-from hetmem.hardware.dram import memory
-from hetmem.study.compare import DEFAULT_SYSTEMS, Comparison, Report
-from hetmem.study.metrics import METRICS, metric
+from hetmem.study.compare import DEFAULT_SYSTEMS, Comparison
+from hetmem.study.metrics import metric
 from hetmem.study.reproduce import Row
-from hetmem.study.scenario import POLICIES, Scenario
 from hetmem.study.search import Search
 from hetmem.study.store import FAILED
-from hetmem.study.sweep import Progress as SweepProgress
-from hetmem.study.sweep import Report as SweepReport
 from hetmem.study.sweep import Sweep
 from hetmem.system import SYSTEMS
 
@@ -28,9 +20,7 @@ if TYPE_CHECKING:
     from hetmem.study.calibrate import Calibration
 
 MANY = 5  # entries from which on one table holds them all
-DEVICE_KINDS = ("gpus", "cpus", "dram", "links", "ssds", "ndp", "pim_stacks", "pim_levels", "attention_links")
 SHOWN_FAILURES = 5
-RATE_WINDOW_S = 300.0
 WIDTH = 240  # of a table that goes into a file or a pipe
 
 
@@ -39,47 +29,6 @@ def console() -> "Console":
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-
-
-@contextmanager
-def progress() -> Iterator[Report]:
-    """Give a function that shows which of several runs is under way; silent without a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=None)
-
-        def report(asked: Scenario, done: float, n: int) -> None:
-            label = " ".join(part for part in (asked.system.name, asked.assumptions, asked.dimm_preset) if part)
-            bar.update(task, description=label, completed=done, total=n)
-
-        yield report
-
-
-@contextmanager
-def sweep_progress() -> Iterator[SweepReport]:
-    """Give a function that shows how many points are done, their rate and the time left; silent without a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-        TextColumn("{task.fields[failed]}"),
-    )  # fmt: skip
-    bar = Progress(
-        *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
-        speed_estimate_period=RATE_WINDOW_S,
-    )  # fmt: skip
-    with bar:
-        task = bar.add_task("", total=None, rate="", failed="")
-
-        def report(now: SweepProgress) -> None:
-            bar.update(task, completed=now.done, total=now.total, failed=f"{now.failed} failed" if now.failed else "")
-            speed = bar.tasks[0].speed
-            bar.update(task, rate=f"{speed:.3g} points/s" if speed else "")
-
-        yield report
 
 
 def search(result: Search, figure: Path | None) -> None:
@@ -129,18 +78,6 @@ def sweep(result: Sweep) -> None:
         for identity, reason in failures[["identity", "reason"]].head(SHOWN_FAILURES).itertuples(index=False):
             out.print(f"  {identity}: {reason}")
     out.print(f"dataset: {result.dataset}")
-
-
-@contextmanager
-def waiting(text: str) -> Iterator[None]:
-    """Show that something takes a while; silent without a terminal."""
-    from rich.console import Console
-
-    if sys.stderr.isatty():
-        with Console(stderr=True).status(text):
-            yield
-    else:
-        yield
 
 
 def comparison(result: Comparison) -> None:
@@ -341,11 +278,6 @@ def _error(one: dict[str, Any]) -> str:
     return f"{one['median_pct']:.1f} / {one['p90_pct']:.1f}"
 
 
-def listing(what: str) -> list[dict[str, Any]]:
-    """Return the rows of ``hetmem list``: systems, models, devices, machines and the others of the command line."""
-    return _LISTS[what]()
-
-
 def table(rows: Sequence[dict[str, Any]]) -> None:
     """Print rows of equal keys."""
     from rich.table import Table
@@ -367,50 +299,8 @@ def figures(found: dict[str, Any]) -> None:
     table(rows)
 
 
-def facts(name: str) -> list[dict[str, Any]]:
-    """Return all that the catalogue knows under ``name``: a dictionary per entry, each value with source and grade.
-
-    The name of a kind, such as ``gpus``, stands for its entries; ``carbon`` for footprints and prices both.
-
-    Raises
-    ------
-    UnknownNameError
-        With a suggestion out of everything that can be shown.
-    """
-    wanted = catalog.normalize(name)
-    found = [_system_facts(system) for system in SYSTEMS if catalog.normalize(system.name) == wanted]
-    shown = {one["machine"]["id"] for one in found}
-    found += [
-        _entry_facts(catalog.entry(kind, known))
-        for kind in catalog.kinds()
-        for known in catalog.ids(kind)
-        if catalog.normalize(known) == wanted and not (kind == "machines" and known in shown)
-    ]
-    kinds = ("carbon", "prices") if wanted == "carbon" else tuple(k for k in catalog.kinds() if k == wanted)
-    found += [_entry_facts(catalog.entry(kind, known)) for kind in kinds for known in catalog.ids(kind)]
-    if not found:
-        everything = [known for kind in catalog.kinds() for known in catalog.ids(kind)]
-        raise UnknownNameError("name", name, (*(system.name for system in SYSTEMS), *everything))
-    return found
-
-
-def _system_facts(system: Any) -> dict[str, Any]:
-    roles = {
-        role: list(names) for role, names in {**{r: tuple(n) for r, n in POLICIES.items()}, **system.roles}.items()
-    }
-    return {
-        "kind": "system", "id": system.name, "summary": system.summary, "policies": roles,
-        "machine": _entry_facts(catalog.entry("machines", system.preset)),
-    }  # fmt: skip
-
-
-def _entry_facts(entry: catalog.Entry) -> dict[str, Any]:
-    values = {key: {"value": f.value, "source": f.source, "grade": f.grade} for key, f in entry.facts.items()}
-    return {"kind": entry.kind, "id": entry.id, "facts": values}
-
-
 def fact_tables(found: Sequence[dict[str, Any]]) -> None:
-    """Print what :func:`facts` found."""
+    """Print what :func:`hetmem.inventory.facts` found."""
     from rich.table import Table
 
     out = console()
@@ -444,114 +334,3 @@ def _value(value: Any) -> str:
         text = ", ".join(map(str, value))
         return text if len(text) < 60 else f"{len(value)} values"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _list_systems() -> list[dict[str, Any]]:
-    return [{"system": system.name, "machine": system.preset, "summary": system.summary} for system in SYSTEMS]
-
-
-def _list_models() -> list[dict[str, Any]]:
-    from hetmem.model import load_model, model_ids
-
-    rows = []
-    for name in model_ids():
-        spec = load_model(name)
-        rows.append(
-            {
-                "model": name, "parameters (1e9)": round(spec.params / 1e9, 2), "layers": spec.n_layers,
-                "d_model": spec.d_model, "KV heads": f"{spec.n_kv_heads} of {spec.n_heads}",
-                "experts": f"{spec.experts_per_token} of {spec.n_experts}" if spec.n_experts else "-",
-                "KV bytes per token": spec.kv_bytes_per_token(), "context": spec.max_context,
-            }
-        )  # fmt: skip
-    return rows
-
-
-def _list_devices() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for kind in DEVICE_KINDS:
-        for name in catalog.ids(kind):
-            values = catalog.entry(kind, name).values()
-            if kind == "dram":  # its rate follows from clock, burst and width
-                values["peak_gbs"] = memory(name).peak_gbs
-            rows.append(
-                {
-                    "device": name, "kind": kind,
-                    **{head: _first(values, scales) for head, scales in _DEVICE_COLUMNS.items()},
-                }
-            )  # fmt: skip
-    return rows
-
-
-# Of a device: columns of the list, and the keys that may hold them, each with how many of its unit make the column's.
-_DEVICE_COLUMNS = {
-    "peak TFLOP/s": {"fp16_tflops": 1.0, "fp32_tflops": 1.0},
-    "peak GB/s": {
-        "memory_gbs": 1.0, "peak_gbs": 1.0, "read_gbs": 1.0, "bytes_per_s": 1e9, "external_bytes_per_s": 1e9,
-    },
-    "capacity GB": {"capacity_gb": 1.0, "capacity_bytes": 1e9},
-}  # fmt: skip
-
-
-def _first(values: dict[str, Any], scales: dict[str, float]) -> float | None:
-    return next((round(values[key] / scale, 3) for key, scale in scales.items() if key in values), None)
-
-
-def _list_machines() -> list[dict[str, Any]]:
-    rows = []
-    for name in catalog.ids("machines"):
-        values = catalog.entry("machines", name).values()
-        users = ", ".join(system.name for system in SYSTEMS if system.preset == name)
-        rows.append(
-            {"machine": name, "GPU": values.get("gpu"), "GPUs": values.get("gpus"), "default of": users or None}
-        )
-    return rows
-
-
-def _list_assumptions() -> list[dict[str, Any]]:
-    return [
-        {
-            "assumption set": name,
-            "what": _ASSUMED.get(name, f"what {ASSUMPTIONS[0]} means on some machines; not chosen by name"),
-        }
-        for name in catalog.ids("assumptions")
-    ]
-
-
-_ASSUMED = dict(zip(ASSUMPTIONS, ("the papers' own rates", "measured rates, the same for every system"), strict=True))
-
-
-def _list_workloads() -> list[dict[str, Any]]:
-    from hetmem.workload import workload, workload_ids
-
-    return [{"workload": name, "what": workload(name).describe()["title"]} for name in workload_ids()]
-
-
-def _list_policies() -> list[dict[str, Any]]:
-    rows = [{"role": role, "system": "any", "policies": ", ".join(names)} for role, names in POLICIES.items()]
-    for system in SYSTEMS:
-        rows += [{"role": r, "system": system.name, "policies": ", ".join(n)} for r, n in system.roles.items()]
-    return rows
-
-
-def _list_metrics() -> list[dict[str, Any]]:
-    return [{"metric": one.name, "what": one.label, "better": one.goal} for one in METRICS.values()]
-
-
-def _list_reproductions() -> list[dict[str, Any]]:
-    from hetmem.study.reproduce import reproductions
-
-    return [{"reproduction": name} for name in reproductions()]
-
-
-_LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
-    "systems": _list_systems,
-    "models": _list_models,
-    "devices": _list_devices,
-    "machines": _list_machines,
-    "assumptions": _list_assumptions,
-    "workloads": _list_workloads,
-    "policies": _list_policies,
-    "metrics": _list_metrics,
-    "reproductions": _list_reproductions,
-}

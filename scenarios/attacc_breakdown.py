@@ -9,14 +9,14 @@ iteration beside the iteration itself: what the bars exceed it by is overlapped.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+import _script
 import hetmem
-from hetmem import HetmemError, plot
+from hetmem import plot
 from hetmem.study.reproduce_attacc import OPTIONS
 
 BATCHES = (1, 16, 35)
@@ -71,27 +71,21 @@ def figure(frame: pd.DataFrame, title: str) -> plt.Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the table and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _script.parser(__doc__, __file__)
     parser.add_argument("--model", default="gpt3-175b")
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, metavar="N")
     parser.add_argument("--prompt", type=int, default=1024)
     parser.add_argument("--output", type=int, default=256)
     parser.add_argument("--assumptions", default="as-published", choices=("as-published", "fair"))
-    parser.add_argument("--out", type=Path, default=Path("out/attacc_breakdown.png"), help="where the figure goes")
     args = parser.parse_args(argv)
     if args.output < 2:
         parser.error("--output: expected at least 2 tokens, the first is the prefill's")
-    try:
+    with _script.refusals(parser):
         lines = [iteration(args, name, batch) for batch in sorted(set(args.batches)) for name in ("dgx", *OPTIONS)]
-    except HetmemError as error:
-        parser.error(str(error))
     frame = pd.DataFrame(lines)
     print(frame.to_string(index=False, float_format="{:.3g}".format))
     fig = figure(frame, f"{args.model}: {args.prompt} prompt and {args.output} output tokens, {args.assumptions}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(args.out)
-    plt.close(fig)
-    print(f"figure: {args.out}")
+    _script.write(fig, args.out)
 
 
 if __name__ == "__main__":

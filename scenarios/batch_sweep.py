@@ -6,15 +6,13 @@ the same as a figure. A cross marks the batch that a system refuses because its 
     python scenarios/batch_sweep.py --batches 1 4 16 64 --out batch.png
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
+import _script
 import hetmem
-from hetmem import HetmemError, plot
+from hetmem import plot
 from hetmem.study.compare import Comparison, compare
 
 SYSTEMS = ("resident", "ndp-dimm", "zero-inference", "flexgen", "accelerate")
@@ -35,16 +33,15 @@ def table(by_batch: dict[int, Comparison]) -> pd.DataFrame:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the table and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _script.parser(__doc__, __file__)
     parser.add_argument("--systems", nargs="+", default=SYSTEMS, metavar="SYSTEM")
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, metavar="N")
     parser.add_argument("--model", default="llama2-70b")
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--output", type=int, default=64)
     parser.add_argument("--dimm-preset", default="datasheet")
-    parser.add_argument("--out", type=Path, default=Path("out/batch_sweep.png"), help="where the figure goes")
     args = parser.parse_args(argv)
-    try:
+    with _script.refusals(parser):
         by_batch = {
             batch: compare(
                 args.systems, model=args.model, workload=hetmem.fixed(args.prompt, args.output, batch),
@@ -52,17 +49,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             for batch in sorted(set(args.batches))
         }  # fmt: skip
-    except HetmemError as error:
-        parser.error(str(error))
     print("tokens/s, prefill included")
     print(table(by_batch).to_string())
     with plot.style():
         ax = plot.throughput_against_batch({batch: comparison.rows for batch, comparison in by_batch.items()})
         ax.set_title(f"{args.model}: {args.prompt} prompt and {args.output} output tokens")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        ax.figure.savefig(args.out)
-    plt.close(ax.figure)
-    print(f"figure: {args.out}")
+    _script.write(ax.figure, args.out)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ time to first token and time per output token.
     python scenarios/compare_chat.py --model llama2-70b --requests 8 --out chat.png
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from hetmem import HetmemError, plot
+import _script
+from hetmem import plot
 from hetmem.study.compare import Comparison, compare
 
 
@@ -44,29 +43,23 @@ def figure(comparison: Comparison, title: str) -> plt.Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the table and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _script.parser(__doc__, __file__)
     parser.add_argument("systems", nargs="*", metavar="SYSTEM", help="all by default")
     parser.add_argument("--model", default="llama2-70b")
     parser.add_argument("--workload", default="chat")
     parser.add_argument("--requests", type=int, default=8)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("out/compare_chat.png"), help="where the figure goes")
     args = parser.parse_args(argv)
-    try:
+    with _script.refusals(parser):
         comparison = compare(
             args.systems, model=args.model, workload=args.workload, requests=args.requests, batch=args.batch,
             seed=args.seed,
         )  # fmt: skip
-    except HetmemError as error:
-        parser.error(str(error))
     print(table(comparison).to_string(index=False, float_format="{:.4g}".format, na_rep="-"))
     title = f"{args.model}: {args.requests} requests of {args.workload}, static batches of {args.batch}"
     fig = figure(comparison, title)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(args.out)
-    plt.close(fig)
-    print(f"figure: {args.out}")
+    _script.write(fig, args.out)
 
 
 if __name__ == "__main__":

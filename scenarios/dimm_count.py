@@ -6,15 +6,13 @@ with the speed-up over the fewest DIMMs that hold the model, and a figure. A cro
     python scenarios/dimm_count.py --dimms 4 8 16 32 --batch 16 --out dimms.png
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
+import _script
 import hetmem
-from hetmem import HetmemError, plot
+from hetmem import plot
 from hetmem.study.compare import Comparison, compare
 
 COLUMNS = ["dimms", "system", "assumptions", "dimm_preset", "tokens_per_s", "speedup", "bound"]
@@ -39,31 +37,25 @@ def table(by_count: dict[int, Comparison]) -> pd.DataFrame:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the table and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _script.parser(__doc__, __file__)
     parser.add_argument("--systems", nargs="+", default=("ndp-dimm",), metavar="SYSTEM")
     parser.add_argument("--dimms", nargs="+", type=int, default=(4, 8, 16, 32), metavar="N")
     parser.add_argument("--model", default="llama2-70b")
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--output", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=Path("out/dimm_count.png"), help="where the figure goes")
     args = parser.parse_args(argv)
     work = hetmem.fixed(args.prompt, args.output, args.batch)
-    try:
+    with _script.refusals(parser):
         by_count = {
             count: compare(args.systems, model=args.model, workload=work, dimms=count)
             for count in sorted(set(args.dimms))
         }
-    except HetmemError as error:
-        parser.error(str(error))
     print(table(by_count).to_string(index=False, float_format="{:.4g}".format, na_rep="-"))
     with plot.style():
         ax = plot.throughput_against("DIMMs", {count: comparison.rows for count, comparison in by_count.items()})
         ax.set_title(f"{args.model}: batch {args.batch}, {args.prompt} prompt and {args.output} output tokens")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        ax.figure.savefig(args.out)
-    plt.close(ax.figure)
-    print(f"figure: {args.out}")
+    _script.write(ax.figure, args.out)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ model, beside the least that the SSD's bandwidth allows. A table and a figure.
     python scenarios/fixed_layers.py --cases 2:0.5 4:0.75 --windows 1 2 4 8 16 31 --out fixed.png
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from hetmem import HetmemError, plot
+import _script
+from hetmem import plot
 from hetmem.errors import ConfigError
 from hetmem.policy.layer_cache import FIXED_MODES
 from hetmem.policy.preload import slowdown_bound
@@ -50,19 +49,16 @@ def table(cases: Sequence[str], windows: Sequence[int], layers: int) -> pd.DataF
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the table and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _script.parser(__doc__, __file__)
     parser.add_argument(
         "--cases", nargs="+", default=CASES, metavar="RHO:FRACTION",
         help="time to read a layer over the time to compute one, and the fraction that is fixed",
     )  # fmt: skip
     parser.add_argument("--windows", nargs="+", type=int, default=WINDOWS, metavar="W")
     parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--out", type=Path, default=Path("out/fixed_layers.png"), help="where the figure goes")
     args = parser.parse_args(argv)
-    try:
+    with _script.refusals(parser):
         frame = table(args.cases, args.windows, args.layers)
-    except HetmemError as error:
-        parser.error(str(error))
     print(frame.to_string(index=False, float_format="{:.3f}".format))
     with plot.style():
         figure, axes = plt.subplots(
@@ -78,10 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ax.set_ylim(bottom=0.9)
         axes[0][0].set_ylabel("slow-down of a decode step")
         axes[0][0].legend(loc="upper right", fontsize="small")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.out)
-    plt.close(figure)
-    print(f"figure: {args.out}")
+    _script.write(figure, args.out)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,14 @@ HBM and migrated bytes per iteration, and the speedup over one LPDDR memory agai
     python scenarios/h2m2_dynamic.py --assumptions fair --out dynamic.png
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from attrs import evolve
 
-from hetmem import HetmemError, plot
+import _script
+from hetmem import plot
 from hetmem.hardware.config import ASSUMPTIONS
 from hetmem.policy.kernel_mapping import SUBLAYERS
 from hetmem.study.h2m2_runs import DYNAMIC_ITERATIONS, PUBLISHED, Growth, Setting, dynamic
@@ -37,17 +36,14 @@ def series(happened: Growth) -> pd.DataFrame:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the table and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _script.parser(__doc__, __file__)
     parser.add_argument("--assumptions", choices=ASSUMPTIONS, default=PUBLISHED)
     parser.add_argument("--systems", nargs="+", choices=SETTINGS, default=tuple(SETTINGS), metavar="NAME")
-    parser.add_argument("--out", type=Path, default=Path("out/h2m2_dynamic.png"), help="where the figure goes")
     args = parser.parse_args(argv)
-    try:
+    with _script.refusals(parser):
         base = dynamic(Setting("lpddr-only", args.assumptions))[0]
         runs = {name: dynamic(evolve(SETTINGS[name], assumptions=args.assumptions)) for name in args.systems}
         happened = dynamic(Setting(assumptions=args.assumptions))[1]
-    except HetmemError as error:
-        parser.error(str(error))
     assert happened is not None
     frame = series(happened)
     print(f"{DYNAMIC_ITERATIONS} decode iterations, {args.assumptions}: speedup over lpddr-only without prefills")
@@ -61,10 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         bottom.set_ylabel("migrated bytes on LPDDR (%)")
         bottom.set_xlabel("iteration with a full batch")
         top.set_title(f"gpt3-175b, requests come and go, {args.assumptions}")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.out)
-    plt.close(figure)
-    print(f"figure: {args.out}")
+    _script.write(figure, args.out)
 
 
 if __name__ == "__main__":

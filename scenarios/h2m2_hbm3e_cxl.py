@@ -6,16 +6,15 @@ baseline of each is its slow memory alone with both chips on it.
     python scenarios/h2m2_hbm3e_cxl.py --model llama2-70b --batch 64 --length 4000 --out cxl.png
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from attrs import evolve
 
+import _script
 import hetmem
-from hetmem import HetmemError, plot
+from hetmem import plot
 from hetmem.hardware.config import ASSUMPTIONS
 from hetmem.model import Precision
 from hetmem.policy.kernel_mapping import SUBLAYERS
@@ -51,18 +50,15 @@ def table(model: str, batch: int, length: int, assumptions: str, policies: Seque
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the table and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _script.parser(__doc__, __file__)
     parser.add_argument("--model", default="gpt3-175b")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=1024, help="tokens that each sequence attends to")
     parser.add_argument("--assumptions", choices=ASSUMPTIONS, default="fair")
     parser.add_argument("--policies", nargs="+", default=("greedy", "a-major", "static", "naive"), choices=MAPPERS)
-    parser.add_argument("--out", type=Path, default=Path("out/h2m2_hbm3e_cxl.png"), help="where the figure goes")
     args = parser.parse_args(argv)
-    try:
+    with _script.refusals(parser):
         frame = table(args.model, args.batch, args.length, args.assumptions, args.policies)
-    except HetmemError as error:
-        parser.error(str(error))
     print(f"{args.model}, batch {args.batch}, {args.length} tokens, {args.assumptions}: a decode iteration,")
     print("speedup over the slow memory alone, and shares on the fast side")
     print(frame.to_string(float_format="%.3f"))
@@ -73,10 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ax.set_xlabel("")
         ax.set_ylabel("speedup over the slow memory alone")
         ax.set_title(f"{args.model}, batch {args.batch}, {args.length} tokens, {args.assumptions}")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.out)
-    plt.close(figure)
-    print(f"figure: {args.out}")
+    _script.write(figure, args.out)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,17 @@ both chips, by system and mapping policy, and the share of each sub-layer that t
     python scenarios/h2m2_lengths.py --model chinchilla-70b --assumptions fair --out lengths.png
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from attrs import evolve
 
-from hetmem import HetmemError, plot
-from hetmem.hardware.config import ASSUMPTIONS
+import _h2m2
+import _script
+from hetmem import plot
 from hetmem.policy.kernel_mapping import SUBLAYERS
-from hetmem.study.h2m2_runs import CASES, IDEAL, PUBLISHED, Case, Setting, iteration, speedup
+from hetmem.study.h2m2_runs import IDEAL, Case, Setting, iteration, speedup
 
 LINES = {
     "h2m2, all costs": Setting(),
@@ -44,18 +43,11 @@ def table(case: Case, lengths: Sequence[int], assumptions: str) -> pd.DataFrame:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the table and write the figure."""
-    known = {case.model: case for case in CASES}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=known, default=CASES[0].model)
-    parser.add_argument("--assumptions", choices=ASSUMPTIONS, default=PUBLISHED)
-    parser.add_argument("--lengths", nargs="+", type=int, metavar="S", help="tokens; by default eight equal steps")
-    parser.add_argument("--out", type=Path, default=Path("out/h2m2_lengths.png"), help="where the figure goes")
-    args = parser.parse_args(argv)
-    case = known[args.model]
-    try:
-        frame = table(case, args.lengths or case.lengths, args.assumptions)
-    except HetmemError as error:
-        parser.error(str(error))
+    parser = _h2m2.parser(__doc__, __file__)
+    args = _h2m2.parsed(parser, argv)
+    case = args.case
+    with _script.refusals(parser):
+        frame = table(case, args.lengths, args.assumptions)
     print(f"{case.model}, batch {case.batch}, {args.assumptions}: speedup over lpddr-only, and shares on HBM")
     print(frame.to_string(float_format="%.3f"))
     print(f"mean over S = {', '.join(map(str, frame.index))}:")
@@ -70,10 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ax.set_xlabel("sequence length (tokens)")
             ax.set_ylim(bottom=0)
         figure.suptitle(f"{case.model}, batch {case.batch}, {args.assumptions}")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.out)
-    plt.close(figure)
-    print(f"figure: {args.out}")
+    _script.write(figure, args.out)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,15 @@ walkers; and with each cost left out in turn.
     python scenarios/h2m2_overheads.py --model llama2-70b --out overheads.png
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from hetmem import HetmemError, plot
-from hetmem.hardware.config import ASSUMPTIONS
-from hetmem.study.h2m2_runs import CASES, PUBLISHED, UNPAGED, Case, Setting, window_s
+import _h2m2
+import _script
+from hetmem import plot
+from hetmem.study.h2m2_runs import UNPAGED, Case, Setting, window_s
 from hetmem.study.reproduce_h2m2 import COSTS, WALKERS
 
 
@@ -38,19 +37,12 @@ def table(case: Case, lengths: Sequence[int], assumptions: str, walkers: Sequenc
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the table and write the figure."""
-    known = {case.model: case for case in CASES}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=known, default=CASES[0].model)
-    parser.add_argument("--assumptions", choices=ASSUMPTIONS, default=PUBLISHED)
-    parser.add_argument("--lengths", nargs="+", type=int, metavar="S", help="tokens; by default eight equal steps")
+    parser = _h2m2.parser(__doc__, __file__)
     parser.add_argument("--walkers", nargs="+", type=int, default=WALKERS, metavar="N")
-    parser.add_argument("--out", type=Path, default=Path("out/h2m2_overheads.png"), help="where the figure goes")
-    args = parser.parse_args(argv)
-    case = known[args.model]
-    try:
-        frame = table(case, args.lengths or case.lengths, args.assumptions, args.walkers)
-    except HetmemError as error:
-        parser.error(str(error))
+    args = _h2m2.parsed(parser, argv)
+    case = args.case
+    with _script.refusals(parser):
+        frame = table(case, args.lengths, args.assumptions, args.walkers)
     print(f"{case.model}, batch {case.batch}, {args.assumptions}: percent of the iteration without paged memory")
     print(frame.to_string(float_format="%.3f"))
     with plot.style():
@@ -60,10 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ax.set_ylabel("cost of paged memory (%)")
         ax.set_ylim(bottom=0)
         ax.set_title(f"{case.model}, batch {case.batch}, {args.assumptions}")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.out)
-    plt.close(figure)
-    print(f"figure: {args.out}")
+    _script.write(figure, args.out)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,15 @@ HBM, bandwidth of LPDDR, and the chip on it. A part that the baseline has too is
     python scenarios/h2m2_sensitivity.py --factors 0.5 1 2 4 --out sensitivity.png
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from hetmem import HetmemError, plot
-from hetmem.hardware.config import ASSUMPTIONS
-from hetmem.study.h2m2_runs import CASES, PUBLISHED, Case, Setting, mean, speedup
+import _h2m2
+import _script
+from hetmem import plot
+from hetmem.study.h2m2_runs import Case, Setting, mean, speedup
 from hetmem.study.reproduce_h2m2 import SENSITIVITY, scaled
 
 
@@ -34,19 +33,12 @@ def table(case: Case, lengths: Sequence[int], assumptions: str, factors: Sequenc
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the table and write the figure."""
-    known = {case.model: case for case in CASES}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=known, default=CASES[0].model)
-    parser.add_argument("--assumptions", choices=ASSUMPTIONS, default=PUBLISHED)
-    parser.add_argument("--lengths", nargs="+", type=int, metavar="S", help="tokens; by default eight equal steps")
+    parser = _h2m2.parser(__doc__, __file__)
     parser.add_argument("--factors", nargs="+", type=float, default=(0.5, 0.75, 1.0, 1.5, 2.0), metavar="F")
-    parser.add_argument("--out", type=Path, default=Path("out/h2m2_sensitivity.png"), help="where the figure goes")
-    args = parser.parse_args(argv)
-    case = known[args.model]
-    try:
-        frame = table(case, args.lengths or case.lengths, args.assumptions, args.factors)
-    except HetmemError as error:
-        parser.error(str(error))
+    args = _h2m2.parsed(parser, argv)
+    case = args.case
+    with _script.refusals(parser):
+        frame = table(case, args.lengths, args.assumptions, args.factors)
     print(f"{case.model}, {args.assumptions}: speedup over lpddr-only, mean over S, with one part scaled")
     print(frame.to_string(float_format="%.3f"))
     with plot.style():
@@ -55,10 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ax.set_xlabel("factor on the part")
         ax.set_ylabel("speedup over lpddr-only")
         ax.set_title(f"{case.model}, batch {case.batch}, {args.assumptions}")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.out)
-    plt.close(figure)
-    print(f"figure: {args.out}")
+    _script.write(figure, args.out)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,14 @@ figure. The activity is synthetic; the order is what to look at.
     python scenarios/hermes_ablation.py --model llama2-13b --batch 4 --out ablation.png
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
+import _script
 import hetmem
-from hetmem import HetmemError, plot
+from hetmem import plot
 from hetmem.study.hermes_cases import mlp_seconds
 from hetmem.study.reproduce_hermes import ABLATION
 
@@ -34,19 +33,16 @@ def table(model: str, batch: int, output: int, preset: str) -> pd.DataFrame:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the table and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _script.parser(__doc__, __file__)
     parser.add_argument("--model", default="llama2-13b")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--output", type=int, default=33)
     parser.add_argument("--dimm-preset", choices=("paper-fit", "datasheet"), default="paper-fit")
-    parser.add_argument("--out", type=Path, default=Path("out/hermes_ablation.png"), help="where the figure goes")
     args = parser.parse_args(argv)
     if args.output < 2:
         parser.error("--output: at least 2 tokens, for a step that decodes")
-    try:
+    with _script.refusals(parser):
         frame = table(args.model, args.batch, args.output, args.dimm_preset)
-    except HetmemError as error:
-        parser.error(str(error))
     print(f"as-published, {args.dimm_preset}")
     print(frame.to_string(index=False, float_format="{:.3g}".format))
     with plot.style():
@@ -57,10 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ax.margins(x=0.12)
         ax.set_xlabel("MLP blocks of a step (ms); speed-up over random placement beside the bar")
         ax.set_title(f"{args.model}: batch {args.batch}, {args.dimm_preset}")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        fig.savefig(args.out)
-    plt.close(fig)
-    print(f"figure: {args.out}")
+    _script.write(fig, args.out)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,14 @@ table of the imbalance (most loaded DIMM over the mean) window by window, the by
     python scenarios/hermes_balance.py --layers 16 --group 1 --out balance.png
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
+import _script
 import hetmem
-from hetmem import HetmemError, plot
+from hetmem import plot
 from hetmem.study.run import Run
 from hetmem.system.neuron_placement import BALANCERS
 
@@ -48,18 +47,15 @@ def table(runs: dict[str, Run]) -> pd.DataFrame:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the table and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _script.parser(__doc__, __file__)
     parser.add_argument("--model", default="llama2-70b")
     parser.add_argument("--layers", type=int, default=8, help="of the model; too few cannot show its skew")
     parser.add_argument("--group", type=int, default=1, help="neurons handled as one")
     parser.add_argument("--run", type=int, default=512, help="neurons of like frequency on one DIMM at the start")
     parser.add_argument("--output", type=int, default=82)
-    parser.add_argument("--out", type=Path, default=Path("out/hermes_balance.png"), help="where the figure goes")
     args = parser.parse_args(argv)
-    try:
+    with _script.refusals(parser):
         runs = balanced(args.model, args.layers, args.group, args.run, args.output)
-    except HetmemError as error:
-        parser.error(str(error))
     frame = table(runs)
     print("as-published, paper-fit; most loaded DIMM over the mean, cold MLP neurons")
     print(frame.to_string(float_format="{:.2f}".format))
@@ -75,10 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ax.set_ylabel("most loaded DIMM / mean")
         ax.set_title(f"{args.model}, {args.layers} layers")
         ax.legend(title="balancer")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        fig.savefig(args.out)
-    plt.close(fig)
-    print(f"figure: {args.out}")
+    _script.write(fig, args.out)
 
 
 if __name__ == "__main__":

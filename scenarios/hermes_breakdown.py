@@ -6,15 +6,13 @@ presets, and a figure of the servers over time under the first.
     python scenarios/hermes_breakdown.py --model llama2-70b --out breakdown.png
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
+import _script
 import hetmem
-from hetmem import HetmemError, plot
+from hetmem import plot
 from hetmem.hardware.config import ASSUMPTIONS
 from hetmem.hardware.ndp import PRESETS
 from hetmem.study.run import Run
@@ -39,32 +37,26 @@ def table(runs: list[Run]) -> pd.DataFrame:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the table and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _script.parser(__doc__, __file__)
     parser.add_argument("--model", default="llama2-70b")
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--output", type=int, default=128)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("out/hermes_breakdown.png"), help="where the figure goes")
     args = parser.parse_args(argv)
     work = hetmem.fixed(args.prompt, args.output, args.batch)
-    try:
+    with _script.refusals(parser):
         runs = [
             hetmem.simulate("hermes", model=args.model, workload=work, assumptions=assumed, dimm_preset=preset,
                             policies={"partition": "greedy"})
             for assumed in ASSUMPTIONS
             for preset in PRESETS
         ]  # fmt: skip
-    except HetmemError as error:
-        parser.error(str(error))
     print("shares of the time in %")
     print(table(runs).to_string(index=False, float_format="{:.3g}".format))
     with plot.style():
         ax = plot.utilization(runs[0], servers=SERVERS)
         ax.set_title(f"{args.model}, {runs[0].scenario.assumptions}, {runs[0].scenario.dimm_preset}")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        ax.figure.savefig(args.out)
-    plt.close(ax.figure)
-    print(f"figure: {args.out}")
+    _script.write(ax.figure, args.out)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,14 @@ other batches see batch_sweep.py, for other numbers of DIMMs dimm_count.py, both
     python scenarios/hermes_throughput.py --model opt-66b --densities calibrated --out hermes.png
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
+import _script
 import hetmem
-from hetmem import HetmemError, plot
+from hetmem import plot
 from hetmem.hardware.config import ASSUMPTIONS
 from hetmem.study.compare import attempt
 from hetmem.study.scenario import scenario
@@ -49,7 +47,7 @@ def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the table and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _script.parser(__doc__, __file__)
     parser.add_argument("--model", default="opt-66b")
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--output", type=int, default=128)
@@ -57,21 +55,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dimm-preset", choices=("paper-fit", "datasheet"), default="paper-fit")
     parser.add_argument("--densities", choices=("untuned", "calibrated"), default="untuned")
     parser.add_argument("--misses", choices=("dropped", "late"), default="dropped")
-    parser.add_argument("--out", type=Path, default=Path("out/hermes_throughput.png"), help="where the figure goes")
     args = parser.parse_args(argv)
     work = hetmem.fixed(args.prompt, args.output, args.batch)
-    try:
+    with _script.refusals(parser):
         rows = results(args.model, work, args.dimm_preset, args.densities, args.misses)
-    except HetmemError as error:
-        parser.error(str(error))
     print(table(rows).to_string(index=False, float_format="{:.3g}".format, na_rep="-"))
     with plot.style():
         ax = plot.throughput(rows)
         ax.set_title(f"{args.model}: batch {args.batch}, {args.densities} densities")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        ax.figure.savefig(args.out)
-    plt.close(ax.figure)
-    print(f"figure: {args.out}")
+    _script.write(ax.figure, args.out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ A table, the finding in words, and a figure.
     python scenarios/old_hardware.py --model llama2-7b --old m40 --new rtx-3090 h100-sxm-80gb --out old.png
 """
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
+import _script
 import hetmem
-from hetmem import HetmemError, catalog, plot
+from hetmem import catalog, plot
 from hetmem.hardware.gpu import gpu
 from hetmem.monitor.carbon import J_PER_KWH, embodied_g, grid, processor_part
 from hetmem.study.footprint import accounting
@@ -118,19 +118,16 @@ def _listed(demands: Sequence[float]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the table and the finding, and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _script.parser(__doc__, __file__)
     parser.add_argument("--model", default="llama2-7b")
     parser.add_argument("--old", default="m40", metavar="GPU")
     parser.add_argument("--new", nargs="+", default=("rtx-3090", "h100-sxm-80gb"), metavar="GPU")
     parser.add_argument("--demands", nargs="+", type=float, default=DEMANDS, metavar="SHARE")
     parser.add_argument("--requests", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=Path("out/old_hardware.png"), help="where the figure goes")
     args = parser.parse_args(argv)
     cards = (args.old, *args.new)
-    try:
+    with _script.refusals(parser):
         frame = table(cards, args.model, sorted(args.demands), args.requests)
-    except HetmemError as error:
-        parser.error(str(error))
     wide = frame.pivot(index=["grid", "card"], columns="demand", values="g_per_token")
     print("g CO2 per token by demand, as a share of the old card's rate")
     print(wide.to_string(float_format="{:.4g}".format))
@@ -152,10 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ax.set_xlabel(f"demand over the {args.old}'s rate")
         axes[0].set_ylabel(f"g CO2 per token over the {args.new[0]}'s")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, handlelength=3.2)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.out)
-    plt.close(figure)
-    print(f"figure: {args.out}")
+    _script.write(figure, args.out)
 
 
 if __name__ == "__main__":

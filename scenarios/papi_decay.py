@@ -10,15 +10,15 @@ FC ran, with the threshold. Beside it the gain against the batch.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+import _script
 import hetmem
-from hetmem import HetmemError, plot
+from hetmem import plot
 from hetmem.study.run import Run
 from hetmem.workload.lognormal import lognormal
 
@@ -101,7 +101,7 @@ def figure(pairs: dict[tuple[int, str], tuple[Run, Run]], batch: int, title: str
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the table and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _script.parser(__doc__, __file__)
     parser.add_argument("--model", default="llama-65b")
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, metavar="N")
     parser.add_argument("--rounds", type=int, default=3, help="requests per place in the batch")
@@ -111,20 +111,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sigma", type=float, default=0.8, help="log-deviation of output lengths")
     parser.add_argument("--assumptions", default="as-published", choices=("as-published", "fair"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("out/papi_decay.png"), help="where the figure goes")
     args = parser.parse_args(argv)
     batches = sorted(set(args.batches))
-    try:
+    with _script.refusals(parser):
         pairs = {(batch, case): pair(args, batch, case) for batch in batches for case in CASES}
-    except HetmemError as error:
-        parser.error(str(error))
     print(table(pairs).to_string(index=False, float_format="{:.3g}".format))
     title = f"{args.model}: outputs of mean {args.mean:g}, prompts of {args.prompt}, {args.assumptions}"
     fig = figure(pairs, batches[-1], title)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(args.out)
-    plt.close(fig)
-    print(f"figure: {args.out}")
+    _script.write(fig, args.out)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ the threshold at which FC leaves the stacks.
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from hetmem import HetmemError, plot
+import _script
+from hetmem import plot
 from hetmem.study.reproduce_papi import BASELINES, BATCHES, METRICS, MODELS, TLPS, batch_run
 
 
@@ -67,27 +67,21 @@ def figure(frame: pd.DataFrame, baselines: Sequence[str], title: str) -> plt.Fig
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print the table and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _script.parser(__doc__, __file__)
     parser.add_argument("--models", "--model", nargs="+", default=tuple(MODELS), metavar="MODEL")
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, metavar="N")
     parser.add_argument("--tlps", nargs="+", type=int, default=TLPS, metavar="N")
     parser.add_argument("--baselines", nargs="+", default=BASELINES, metavar="SYSTEM")
     parser.add_argument("--assumptions", default="as-published", choices=("as-published", "fair"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("out/papi_gains.png"), help="where the figure goes")
     args = parser.parse_args(argv)
-    try:
+    with _script.refusals(parser):
         frame = gains(args)
-    except HetmemError as error:
-        parser.error(str(error))
     print(frame.to_string(index=False, float_format="{:.3g}".format))
     ratios = [f"{baseline} {metric}" for baseline in args.baselines for metric in METRICS]
     print("\nmean of all:\n" + frame[ratios].mean().to_string(float_format="{:.3g}".format))
     fig = figure(frame, args.baselines, f"static batches, {args.assumptions}; dotted: thresholds")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(args.out)
-    plt.close(fig)
-    print(f"figure: {args.out}")
+    _script.write(fig, args.out)
 
 
 if __name__ == "__main__":

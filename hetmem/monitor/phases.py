@@ -7,34 +7,16 @@ Components are those of the units: what a system books to others in the run's ac
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
 
 from attrs import frozen
 
 from hetmem.monitor.carbon import Spell
 from hetmem.monitor.energy import Consumer
+from hetmem.monitor.outcome import Outcome
 from hetmem.units import PS_PER_S, power_fj_per_ps, to_j, to_s
 
 PHASES = ("prefill", "decode", "mixed", "wait")
 PS_PER_HOUR = 3600 * PS_PER_S
-
-
-class _View(Protocol):
-    @property
-    def prefill(self) -> object | None: ...
-    @property
-    def decode(self) -> object | None: ...
-
-
-class Outcome(Protocol):
-    """What is read of a step."""
-
-    @property
-    def view(self) -> _View: ...
-    @property
-    def start_ps(self) -> int: ...
-    @property
-    def end_ps(self) -> int: ...
 
 
 @frozen

@@ -6,27 +6,8 @@ It only reads; a run with a recorder and one without give the same ticks.
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from hetmem.monitor.outcome import Outcome
 from hetmem.monitor.table import Table
-
-
-class _View(Protocol):
-    @property
-    def order(self) -> int: ...
-    @property
-    def running(self) -> int: ...
-    @property
-    def waiting(self) -> int: ...
-
-
-class Outcome(Protocol):
-    """What the recorder reads of a step."""
-
-    @property
-    def view(self) -> _View: ...
-    @property
-    def start_ps(self) -> int: ...
-    @property
-    def end_ps(self) -> int: ...
 
 
 class Finished(Protocol):

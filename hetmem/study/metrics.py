@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Figure = Callable[["Run", Mapping[str, Any]], float | None]
 STATISTICS = ("mean", "p50", "p90", "p99")
+OBJECTIVES = ("tokens_per_s", "power_w")  # what a search looks for unless told otherwise
 
 
 @frozen

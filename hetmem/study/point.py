@@ -8,7 +8,7 @@ catalogue entries that they name, and the version of hetmem, so a result is neve
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -76,15 +76,27 @@ def grid_choices(texts: Iterable[str]) -> dict[str, list[Any]]:
     ConfigError
         When a text has another form, or a key comes twice.
     """
-    choices: dict[str, list[Any]] = {}
+    given = named_values("grid", "expected KEY=VALUE,VALUE,…", texts)
+    return {key: [typed(key, value.strip()) for value in values.split(",")] for key, values in given}
+
+
+def named_values(option: str, form: str, texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield from each ``NAME=VALUE,VALUE,…`` text of an option the name, which comes once, and its values.
+
+    Raises
+    ------
+    ConfigError
+        With the expected ``form`` where a text has another, and when a name comes twice.
+    """
+    known = set()
     for text in texts:
-        key, _, values = text.partition("=")
-        if not key or not all(value.strip() for value in values.split(",")):
-            raise ConfigError("grid", f"expected KEY=VALUE,VALUE,…, not {text!r}")
-        if key in choices:
-            raise ConfigError("grid", f"{key} is given twice")
-        choices[key] = [typed(key, value.strip()) for value in values.split(",")]
-    return choices
+        name, _, values = text.partition("=")
+        if not name or not all(value.strip() for value in values.split(",")):
+            raise ConfigError(option, f"{form}, not {text!r}")
+        if name in known:
+            raise ConfigError(option, f"{name} is given twice")
+        known.add(name)
+        yield name, values
 
 
 def read_points(path: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from hetmem.errors import ConfigError, HetmemError
 from hetmem.monitor.save import SCHEMA_VERSION
 from hetmem.study import dataset
 from hetmem.study.executors import Executor
-from hetmem.study.metrics import metric
+from hetmem.study.metrics import OBJECTIVES, metric
 from hetmem.study.point import Point, resolve
 from hetmem.study.space import Dimension, combinations, every
 from hetmem.study.store import Store
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import optuna
 
 GENERATION = 20  # points proposed at a time: NSGA-II's population
-OBJECTIVES = ("tokens_per_s", "power_w")
 Status = Literal["within", "beyond", "refused", "failed", "invalid", "unknown"]
 
 

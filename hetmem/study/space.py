@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from hetmem.errors import ConfigError
-from hetmem.study.point import FIELDS, grid, typed
+from hetmem.study.point import FIELDS, grid, named_values, typed
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -69,21 +69,16 @@ def space(texts: Iterable[str]) -> list[Dimension]:
     ConfigError
         When a text has another form, or a name comes twice.
     """
-    found: dict[str, Dimension] = {}
-    for text in texts:
-        name, _, given = text.partition("=")
-        if not name or not all(part.strip() for part in given.split(",")):
-            raise ConfigError("space", f"{FORM}, not {text!r}")
-        if name in found:
-            raise ConfigError("space", f"{name} is given twice")
-        if ".." in given:
-            found[name] = _span(name, given, text)
-        else:
-            found[name] = Choice(name, tuple(dict.fromkeys(typed(name, value.strip()) for value in given.split(","))))
-    return list(found.values())
+    named = named_values("space", FORM, texts)
+    return [_span(name, given) if ".." in given else _choice(name, given) for name, given in named]
 
 
-def _span(name: str, given: str, text: str) -> Span:
+def _choice(name: str, given: str) -> Choice:
+    return Choice(name, tuple(dict.fromkeys(typed(name, value.strip()) for value in given.split(","))))
+
+
+def _span(name: str, given: str) -> Span:
+    text = f"{name}={given}"
     bounds, _, by = given.partition(":")
     low, _, high = bounds.partition("..")
     try:

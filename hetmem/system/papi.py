@@ -308,37 +308,39 @@ class Papi(GpuGroup):
         return weights + keys if view.prefill is None else weights
 
 
-class PapiPimOnly(Papi):
+class _FcStays(Papi):
+    """A machine whose FC has one place, so nothing is decided."""
+
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+
+class PapiPimOnly(_FcStays):
     """PAPI whose FC never leaves the stacks."""
 
     name = "papi-pim-only"
     summary = "PAPI with FC always in its 4P1B stacks"
     preset = "papi-pim-only"
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
 
-class A100AttAcc(Papi):
+class A100AttAcc(_FcStays):
     """FC on the GPUs, attention in AttAcc's stacks."""
 
     name = "a100-attacc"
     summary = "6 GPUs with attention in 1P1B stacks"
     preset = "a100-attacc"
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
 
-class A100HbmPim(Papi):
+class A100HbmPim(_FcStays):
     """FC on the GPUs, attention in Samsung's HBM-PIM."""
 
     name = "a100-hbm-pim"
     summary = "6 GPUs with attention in 1P2B stacks"
     preset = "a100-hbm-pim"
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
 
-class AttAccOnly(Papi):
+class AttAccOnly(_FcStays):
     """Everything but norms and all-reduce in AttAcc's stacks."""
 
     name = "attacc-only"
     summary = "FC and attention in 1P1B stacks; the GPUs keep norms and all-reduce"
     preset = "attacc-only"
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {}

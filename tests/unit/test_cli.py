@@ -229,7 +229,7 @@ def test_a_bad_place_to_save_is_refused_before_anything_runs(
     target: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr("hetmem.cli.compare", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr("hetmem.study.compare.compare", lambda *_, **__: pytest.fail("it ran"))
     status, out, err = call(capsys, "run", "resident", *QUICK, "--save", target.format(file=tmp_path / "file"))
     assert (status, out, len(err.splitlines())) == (2, "", 1)
     assert err.startswith("hetmem: save: ")
@@ -242,7 +242,7 @@ def test_a_broken_law_is_a_bug_and_status_three(
     def broken(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("hetmem.cli.compare", broken)
+    monkeypatch.setattr("hetmem.study.compare.compare", broken)
     status, out, err = call(capsys, "run", "resident", *QUICK)
     assert (status, out) == (3, "")
     assert err.splitlines()[0] == f"hetmem: {error}".splitlines()[0]
@@ -309,6 +309,22 @@ def test_compare_is_the_same_bytes_under_any_hash_seed() -> None:
     first = _json_of_compare("1")
     assert first == _json_of_compare("1") == _json_of_compare("4242")
     assert json.loads(first)["seed"] == 7
+
+
+QUESTIONS = ["--help", "--version", "rnu", "run --help", "sweep --help", "run resident --bacth 3"]
+
+
+@pytest.mark.parametrize("words", QUESTIONS)
+def test_help_and_mistakes_load_no_simulator(words: str) -> None:
+    code = f"""
+import contextlib, sys
+from hetmem.cli import main
+with contextlib.suppress(SystemExit):
+    main({words.split()})
+print([m for m in ("numpy", "simpy", "hetmem.system") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_import_loads_only_the_first_four_libraries() -> None:

@@ -6,9 +6,9 @@ import pytest
 from hetmem import catalog, fixed, simulate
 from hetmem.errors import ConfigError, UnknownNameError
 from hetmem.hardware.config import machine
+from hetmem.inventory import facts
 from hetmem.monitor import carbon, cost
 from hetmem.monitor.carbon import J_PER_KWH, S_PER_YEAR
-from hetmem.show import facts
 from hetmem.study.footprint import accounting, intensity
 from hetmem.system import System, system_class, system_ids
 

@@ -1,9 +1,8 @@
 """The scenario scripts of H2M2, run small: a table on standard output and a picture."""
 
-import importlib.util
 import struct
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import matplotlib as mpl
 import pytest
@@ -21,15 +20,6 @@ SMALL = {
 SLOW = ("h2m2_dynamic",)
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"scenario_{name}", SCENARIOS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_all_scripts_are_tested() -> None:
     assert {path.stem for path in SCENARIOS.glob("h2m2_*.py")} == set(SMALL)
 
@@ -39,7 +29,7 @@ def test_script_prints_a_table_and_writes_a_picture(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "deep" / "picture.png"
-    script(name).main([*SMALL[name], "--out", str(out)])
+    import_module(name).main([*SMALL[name], "--out", str(out)])
     printed = capsys.readouterr().out
     assert f"figure: {out}" in printed
     assert "fair" in printed or "as-published" in printed
@@ -55,14 +45,14 @@ def test_script_refuses_what_does_not_fit_with_one_line(
 ) -> None:
     out = tmp_path / "picture.png"
     with pytest.raises(SystemExit) as stopped:
-        script(name).main(["--lengths", "1", "--out", str(out)])
+        import_module(name).main(["--lengths", "1", "--out", str(out)])
     assert stopped.value.code == 2
     assert "prompt" in capsys.readouterr().err.splitlines()[-1]
     assert not out.exists()
 
 
 def test_the_policies_move_to_other_memories_by_the_machine_alone() -> None:
-    frame = script("h2m2_hbm3e_cxl").table("gpt3-175b", 32, 1024, "fair", ("greedy", "a-major", "naive"))
+    frame = import_module("h2m2_hbm3e_cxl").table("gpt3-175b", 32, 1024, "fair", ("greedy", "a-major", "naive"))
     for title in ("HBM3 + LPDDR5X", "HBM3e + CXL DDR5"):
         board = frame.loc[title]
         assert board.loc["greedy", "speedup"] >= board.loc["a-major", "speedup"] >= board.loc["naive", "speedup"] > 1

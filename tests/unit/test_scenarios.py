@@ -1,7 +1,7 @@
 """The scenario scripts, run small: a table on standard output and a picture."""
 
-import importlib.util
 import struct
+from importlib import import_module
 from pathlib import Path
 
 import matplotlib as mpl
@@ -38,16 +38,9 @@ USUAL = ("ndp-dimm", "as-published", "fair", "datasheet")
 WRONG = {"fixed_layers": (["--cases", "2"], "expected RHO:FRACTION such as 2:0.5, not '2'")}
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(f"scenario_{name}", SCENARIOS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_all_scripts_are_tested():
     others = set(SCENARIOS.glob("h2m2_*.py"))  # test_h2m2_scenarios.py has them
-    assert {path.stem for path in set(SCENARIOS.glob("*.py")) - others} == set(SMALL)
+    assert {path.stem for path in set(SCENARIOS.glob("[!_]*.py")) - others} == set(SMALL)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -55,7 +48,7 @@ def test_script_prints_a_table_and_writes_a_picture(name, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     Path("lengths.csv").write_text("in_tokens,out_tokens\n64,3\n32,5\n")
     out = tmp_path / "deep" / "picture.png"
-    script(name).main([*SMALL[name], "--out", str(out)])
+    import_module(name).main([*SMALL[name], "--out", str(out)])
     printed = capsys.readouterr().out
     assert f"figure: {out}" in printed
     for expected in PRINTED.get(name, USUAL):
@@ -73,14 +66,14 @@ def test_script_refuses_bad_input_with_one_line_and_writes_nothing(name, tmp_pat
     out = tmp_path / "picture.png"
     wrong, said = WRONG.get(name, (["--model", "opt-13"], "did you mean 'opt-13b'?"))
     with pytest.raises(SystemExit) as stopped:
-        script(name).main([*wrong, "--out", str(out)])
+        import_module(name).main([*wrong, "--out", str(out)])
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
     assert not out.exists()
 
 
 def test_batch_table_has_a_column_per_batch_and_names_refusals():
-    module = script("batch_sweep")
+    module = import_module("batch_sweep")
     import hetmem
     from hetmem.study.compare import compare
 
@@ -95,7 +88,7 @@ def test_batch_table_has_a_column_per_batch_and_names_refusals():
 
 
 def test_dimm_table_gives_the_speed_up_over_the_fewest_that_hold_the_model():
-    module = script("dimm_count")
+    module = import_module("dimm_count")
     import hetmem
     from hetmem.study.compare import compare
 

@@ -404,7 +404,7 @@ def test_the_command_refuses(tmp_path, capsys, words, problem):
 
 
 def test_the_command_says_what_failed(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("hetmem.options.SerialExecutor", lambda: Counting(fail={1}))
+    monkeypatch.setattr("hetmem.study.executors.SerialExecutor", lambda: Counting(fail={1}))
     words = ("sweep", "ndp-dimm", *QUICK, *HERE, "--grid", "dimms=4,8", "--out", str(tmp_path))
     status, out, _ = call(capsys, *words)
     assert status == 1
@@ -416,7 +416,7 @@ def test_the_command_says_what_failed(tmp_path, capsys, monkeypatch):
 
 
 def test_progress_goes_to_a_terminal_only(tmp_path, monkeypatch, capsys):
-    from hetmem import show
+    from hetmem import progress
     from hetmem.study.sweep import Progress
 
     class Terminal:
@@ -432,7 +432,7 @@ def test_progress_goes_to_a_terminal_only(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(sys, "stderr", Terminal(sys.stderr))
-    with show.sweep_progress() as report:
+    with progress.points() as report:
         for done in range(5):
             report(Progress(done, 4, 0, 1))
     out, err = capsys.readouterr()
