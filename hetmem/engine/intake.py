@@ -12,7 +12,7 @@ import simpy
 
 from hetmem.engine.running import Sequence
 from hetmem.errors import ConservationError, DeadlockError
-from hetmem.hardware.clock import Clock
+from hetmem.hardware.clock import NEVER, Clock
 from hetmem.workload import RequestTable
 
 
@@ -46,6 +46,7 @@ class Intake:
         self.steps_in_flight = self.running = 0
         self._waiting: list[tuple[tuple[int, int], int, Sequence]] = []
         self._arrived = 0
+        self._next_ps = 0
         self._sleepers: list[simpy.Event] = []
 
     def __len__(self) -> int:
@@ -58,7 +59,10 @@ class Intake:
 
     def receive(self, refused: Callable[[Sequence], bool]) -> None:
         """Queue the requests that have arrived by now, but for those that are ``refused``."""
-        arrivals, now, hashes = self.requests.arrival_ps, self.env.now, self.requests.prefix_blocks
+        now = self.env.now
+        if now < self._next_ps:
+            return
+        arrivals, hashes = self.requests.arrival_ps, self.requests.prefix_blocks
         while self._arrived < len(arrivals) and arrivals[self._arrived] <= now:
             k, self._arrived = self._arrived, self._arrived + 1
             seq = Sequence(
@@ -69,6 +73,7 @@ class Intake:
                 seq.prefix = hashes[k]
             if not refused(seq):
                 heappush(self._waiting, (self.admission.decide(seq.prompt, k), k, seq))
+        self._next_ps = int(arrivals[self._arrived]) if self._arrived < len(arrivals) else NEVER
 
     def first(self) -> Sequence | None:
         """Return the sequence that is admitted next."""

@@ -6,8 +6,7 @@ for comes first: the engine's own work on the host, and copies to and from the s
 """
 
 from collections import deque
-from collections.abc import Callable, Generator
-from types import MappingProxyType
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import simpy
@@ -16,11 +15,12 @@ from attrs import frozen
 from hetmem.engine.evaluator import Evaluator
 from hetmem.engine.executor import Executor
 from hetmem.engine.graph import Cost, GraphBuilder, TaskGraph
-from hetmem.engine.step import Plan, StepOutcome, StepView
+from hetmem.engine.step import Load, Plan, StepOutcome, StepView
 from hetmem.engine.swap import KvMoves
 from hetmem.hardware.clock import Clock
 from hetmem.hardware.ledger import Ledger
 from hetmem.model import StepShape
+from hetmem.monitor.readings import Readings
 
 ENGINE = "host.engine"  # apart from "host", the port of the host's memory
 
@@ -78,12 +78,14 @@ class Scheduler:
         The engine's own work per step, on the server :data:`ENGINE`; 0 is none.
     swap_graph
         Gives the graph of the copies before a step.
+    busy
+        The busy ticks of the executor's servers, where others read them too.
     """
 
     def __init__(
         self, env: Clock, executor: Executor | Evaluator, ledger: Ledger, system: Planner,
         on_step: Callable[[StepOutcome], None], host_step_ps: int = 0,
-        swap_graph: Callable[[KvMoves], TaskGraph] | None = None,
+        swap_graph: Callable[[KvMoves], TaskGraph] | None = None, busy: Readings | None = None,
     ) -> None:  # fmt: skip
         self.env, self.executor, self.ledger, self.system, self.on_step = env, executor, ledger, system, on_step
         self.steps = 0
@@ -95,7 +97,8 @@ class Scheduler:
             self._engine = graph.build().bind({"engine": Cost(host_step_ps)})
         self._queue: deque[StepRequest] = deque()
         self._wake: simpy.Event | None = None
-        self._busy = dict.fromkeys(executor.servers, 0)
+        self._readings = busy or Readings({name: server.busy_at for name, server in executor.servers.items()})
+        self._busy: Sequence[int] = [0] * len(self._readings.names)
         env.process(self._serve())
 
     def request(
@@ -120,6 +123,9 @@ class Scheduler:
     def _start(self, request: StepRequest) -> None:
         order, start = self.steps, self.env.now
         self.steps += 1
+        if self._engine is None and request.moves is None:
+            self._run(request, order, start)
+            return
         first = [] if self._engine is None else [self._engine]
         if request.moves is not None and self._swap_graph is not None:
             first.append(self._swap_graph(request.moves))
@@ -153,13 +159,9 @@ class Scheduler:
 
         _when(self.executor.submit(plan.graph, view.order), opened)
 
-    def _load(self, now: int) -> MappingProxyType[str, int]:
-        load = {}
-        for name, server in self.executor.servers.items():
-            busy = server.busy_at(now)
-            load[name] = busy - self._busy[name]
-            self._busy[name] = busy
-        return MappingProxyType(load)
+    def _load(self, now: int) -> Load:
+        before, self._busy = self._busy, self._readings.at(now)
+        return Load(self._readings.names, before, self._busy)
 
 
 def _when(event: simpy.Event, call: Callable[[simpy.Event], None]) -> None:

@@ -1,6 +1,6 @@
 """What flows between decode loop, scheduler and system: a token-step request, its view, plan and outcome."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -8,6 +8,36 @@ from attrs import field, frozen
 
 from hetmem.engine.graph import TaskGraph
 from hetmem.model import StepShape
+
+
+class Load(Mapping[str, int]):
+    """The ticks that each server was busy between two readings; taken apart only if somebody asks.
+
+    Parameters
+    ----------
+    names, before, now
+        The servers, and the busy ticks of each at the two readings.
+    """
+
+    __slots__ = ("_before", "_names", "_now")
+
+    def __init__(self, names: Sequence[str], before: Sequence[int], now: Sequence[int]) -> None:
+        self._names, self._before, self._now = names, before, now
+
+    def __getitem__(self, name: str) -> int:
+        if name not in self._names:
+            raise KeyError(name)
+        place = self._names.index(name)
+        return self._now[place] - self._before[place]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"Load({dict(self)})"
 
 
 @frozen(slots=True)

@@ -7,7 +7,6 @@ priority, so arbitration is an event of lower priority than SimPy's own two.
 """
 
 from collections.abc import Callable
-from typing import Any, cast
 
 import simpy
 
@@ -21,28 +20,30 @@ NEVER = 1 << 62
 class Clock(simpy.Environment):
     """A SimPy environment whose time is an ``int`` number of picoseconds."""
 
+    _now: int
+
     @property
     def now(self) -> int:
         """The present tick."""
-        return cast(int, self._now)
+        return self._now
 
     def arbitrate(self, event: simpy.Event | None = None) -> simpy.Event:
         """Trigger ``event`` (by default a new one) in the arbitration phase of the present tick."""
         event = self.event() if event is None else event
         event._ok, event._value = True, None
-        self.schedule(event, priority=cast(Any, ARBITRATION))
+        self.schedule(event, priority=ARBITRATION)  # type: ignore[arg-type]  # SimPy would have its own two
         return event
 
     @property
     def next_ps(self) -> int:
         """The tick of the next event; :data:`NEVER` when there is none."""
         queue = self._queue
-        return cast(int, queue[0][0]) if queue else NEVER
+        return int(queue[0][0]) if queue else NEVER
 
     def trigger(self, event: simpy.Event, tick: int, phase: float = CONTROL) -> None:
         """Trigger ``event``, with its tick as value, in a phase of ``tick``, which is not in the past."""
         event._ok, event._value = True, tick
-        self.schedule(event, priority=cast(Any, phase), delay=tick - self.now)
+        self.schedule(event, priority=phase, delay=tick - self._now)  # type: ignore[arg-type]
 
     def completion(self, delay_ps: int) -> simpy.Event:
         """Return an event of the completion phase, ``delay_ps`` ticks from now; one of ``timeout`` is of control."""

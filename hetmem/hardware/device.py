@@ -129,6 +129,7 @@ class Device:
     stack: str
     _processors: _Processors
     _sources: dict[str, _Source]
+    _laws: dict[str, Any] = field(factory=dict, init=False, repr=False, eq=False)
 
     @property
     def name(self) -> str:
@@ -147,7 +148,9 @@ class Device:
 
     def law(self, kernel: str) -> Any:
         """Return the law of one of :data:`KERNELS`; of elementwise kernels a dict by kernel."""
-        return self._source(kernel).laws.law(kernel)
+        if kernel not in self._laws:
+            self._laws[kernel] = self._source(kernel).laws.law(kernel)
+        return self._laws[kernel]
 
     def grade(self, kernel: str) -> str:
         """Return ``measured``, ``derived`` or ``assumed`` for a kernel class."""

@@ -15,6 +15,7 @@ from hetmem.errors import ConfigError
 from hetmem.hardware.roofline import Array, KernelTime, fraction, roofline
 from hetmem.units import to_fj
 
+DTYPES = ("fp16", "bf16", "int8")
 MEMORY_POWER = 0.7  # share of a board's dynamic power that saturated memory alone draws (assumed; nothing published)
 
 
@@ -74,10 +75,9 @@ class GpuSpec:
 
     def peak_flops(self, dtype: str = "fp16") -> float:
         """Return the dense peak in operations per second for ``dtype`` "fp16", "bf16" or "int8"."""
-        peaks = {"fp16": self.fp16_tflops, "bf16": self.fp16_tflops, "int8": self.int8_tops}
-        if dtype not in peaks:
-            raise ConfigError("dtype", f"expected one of {', '.join(peaks)}, not {dtype!r}")
-        return peaks[dtype] * 1e12
+        if dtype not in DTYPES:
+            raise ConfigError("dtype", f"expected one of {', '.join(DTYPES)}, not {dtype!r}")
+        return (self.int8_tops if dtype == "int8" else self.fp16_tflops) * 1e12
 
     def roofline_s(self, flops: float | Array, n_bytes: float | Array, dtype: str = "fp16") -> KernelTime:
         """Return seconds of a kernel, and of its memory leg, at the peaks: the slower of the two, no launch."""

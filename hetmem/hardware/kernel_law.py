@@ -32,6 +32,7 @@ Number: TypeAlias = Any  # a scalar or an array; arguments broadcast
 _US, _G = 1e-6, 1e9
 _TILES = np.array([(64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128)], dtype=float)
 _SPLIT_K = np.array([1.0, 2.0, 4.0, 8.0])
+_ROWS = 64  # of the smallest tile
 _FULL_TILE = 128 * 128  # outputs at which a tile reaches the compute efficiency
 _QUERY_TILE = 64  # query rows of an attention tile
 _SPLIT_BLOCK = 128  # key rows that a KV split is counted in
@@ -158,21 +159,32 @@ class TiledGemmLaw:
 
         The tiles of all groups share the waves.
         """
-        axes = (1,) * np.broadcast(m, n, k).ndim
-        rows, columns = (_TILES[:, i].reshape(-1, 1, *axes) for i in (0, 1))
-        splits = _SPLIT_K.reshape(1, -1, *axes)
-        waves = np.ceil(np.ceil(m / rows) * np.ceil(n / columns) * splits * groups / peaks.processors)
-        rate = self.compute_efficiency * np.minimum(1.0, rows * columns / _FULL_TILE) ** self.tile_penalty
-        # all processors of a wave take the time of one tile, whether they have one or not
-        tile_flops = 2 * rows * columns * (k / splits + self.pipeline_depth)
-        tile = tile_flops / (peaks.flops / peaks.processors * rate)
-        compute = np.min(waves * tile + self.split_us * _US * (splits > 1), axis=(0, 1))
+        # Tiles have 64 rows, or a multiple: all numbers of tokens that fill as many take the same time.
+        tokens = _ceil(m / _ROWS) * _ROWS
+        arrays = any(isinstance(size, np.ndarray) for size in (m, n, k, groups))
+        compute = (_waves_s if arrays else _waves_of_one_s)(self, peaks, tokens, n, k, groups)
         memory = moved_bytes / (self.memory_efficiency * peaks.bandwidth_bytes_s)
         return self.launch_us * _US + smooth_max(compute, memory, self.sharpness)
 
     def shapeless_s(self, peaks: Peaks, flops: Number, moved_bytes: Number) -> Number:
         """Return seconds of linear work of which only operations and bytes are known: no tiles, no waves."""
         return _shapeless_s(self, peaks, flops, moved_bytes)
+
+
+def _waves_s(law: TiledGemmLaw, peaks: Peaks, m: Number, n: Number, k: Number, groups: Number) -> Number:
+    """Return the seconds that the waves of tiles take, with the fastest tile shape and split."""
+    axes = (1,) * np.broadcast(m, n, k).ndim
+    rows, columns = (_TILES[:, i].reshape(-1, 1, *axes) for i in (0, 1))
+    splits = _SPLIT_K.reshape(1, -1, *axes)
+    waves = np.ceil(np.ceil(m / rows) * np.ceil(n / columns) * splits * groups / peaks.processors)
+    rate = law.compute_efficiency * np.minimum(1.0, rows * columns / _FULL_TILE) ** law.tile_penalty
+    # all processors of a wave take the time of one tile, whether they have one or not
+    tile_flops = 2 * rows * columns * (k / splits + law.pipeline_depth)
+    tile = tile_flops / (peaks.flops / peaks.processors * rate)
+    return np.min(waves * tile + law.split_us * _US * (splits > 1), axis=(0, 1))
+
+
+_waves_of_one_s = lru_cache(maxsize=65536)(_waves_s)
 
 
 GemmLaw: TypeAlias = SmoothGemmLaw | TiledGemmLaw

@@ -126,7 +126,8 @@ class Lane:
 
         Foreground work counts from its submission: its step's gate, before which nobody asks, is no earlier.
         """
-        self.advance(tick)
+        if self.queue:
+            self.advance(tick)
         while self._spent and self._spent[0][0] <= tick:
             self.pending_fj -= self._spent.popleft()[1]
         return self.energy_fj - self.pending_fj

@@ -13,6 +13,7 @@ from attrs import frozen
 from hetmem.monitor.carbon import Spell
 from hetmem.monitor.energy import Consumer
 from hetmem.monitor.outcome import Outcome
+from hetmem.monitor.readings import Readings
 from hetmem.units import PS_PER_S, power_fj_per_ps, to_j, to_s
 
 PHASES = ("prefill", "decode", "mixed", "wait")
@@ -21,11 +22,10 @@ PS_PER_HOUR = 3600 * PS_PER_S
 
 @frozen
 class Meter:
-    """A unit and the functions that read its busy ticks up to a tick and its dynamic femtojoules so far."""
+    """A unit and the function that reads the dynamic femtojoules that it spent up to a tick, the present."""
 
     unit: Consumer
-    busy_at: Callable[[int], int]
-    dynamic_fj: Callable[[], int]
+    energy_at: Callable[[int], int]
 
 
 class PhaseAccount:
@@ -34,19 +34,23 @@ class PhaseAccount:
     Parameters
     ----------
     meters
-        The units.
+        The units, in the order of the readings.
+    busy
+        Their busy ticks.
     memories
         (component, idle watts) of each part that only draws idle power.
     """
 
-    def __init__(self, meters: Sequence[Meter], memories: Iterable[tuple[str, float | None]]) -> None:
-        self._meters = meters
+    def __init__(self, meters: Sequence[Meter], busy: Readings, memories: Iterable[tuple[str, float | None]]) -> None:
+        self._meters, self._readings = meters, busy
         self._idle: dict[str, int] = {}
         for component, idle_w in (*((m.unit.component, _idle_w(m.unit)) for m in meters), *memories):
             self._idle[component] = self._idle.get(component, 0) + power_fj_per_ps(idle_w or 0.0)
         self._idle_fj_per_ps = sum(self._idle.values())
         self._rates = [_active_fj_per_ps(m.unit) for m in meters]
-        self._busy, self._dynamic = [0] * len(meters), [0] * len(meters)
+        self._energy_at = [m.energy_at for m in meters]
+        self._busy: Sequence[int] = [0] * len(meters)
+        self._dynamic = [0] * len(meters)
         self._work = {phase: [0] * len(meters) for phase in PHASES}
         self._elapsed = dict.fromkeys(PHASES, 0)
         self._hours: dict[int, int] = {}
@@ -68,13 +72,15 @@ class PhaseAccount:
         span = now_ps - self._last_ps
         self._elapsed[phase] += span - gap_ps
         total, work = self._idle_fj_per_ps * span, self._work[phase]
-        for k, meter in enumerate(self._meters):
-            busy, dynamic = meter.busy_at(now_ps), meter.dynamic_fj()
-            fj = self._rates[k] * (busy - self._busy[k]) + dynamic - self._dynamic[k]
+        busy, before = self._readings.at(now_ps), self._busy
+        for k, energy_at in enumerate(self._energy_at):
+            dynamic = energy_at(now_ps)
+            fj = self._rates[k] * (busy[k] - before[k]) + dynamic - self._dynamic[k]
             if fj:
                 work[k] += fj
                 total += fj
-            self._busy[k], self._dynamic[k] = busy, dynamic
+            self._dynamic[k] = dynamic
+        self._busy = busy
         self._spread(self._last_ps, now_ps, total)
         self._last_ps = now_ps
 

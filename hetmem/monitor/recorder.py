@@ -3,10 +3,12 @@
 It only reads; a run with a recorder and one without give the same ticks.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
+from operator import sub
 from typing import Protocol
 
 from hetmem.monitor.outcome import Outcome
+from hetmem.monitor.readings import Readings
 from hetmem.monitor.table import Table
 
 
@@ -27,15 +29,15 @@ class Recorder:
 
     Parameters
     ----------
-    busy_at
-        For each server, the function that gives its busy ticks up to a tick.
+    busy
+        The busy ticks of the servers.
     trace
         Whether to keep a row per task.
     """
 
-    def __init__(self, busy_at: Mapping[str, Callable[[int], int]], trace: bool = False) -> None:
-        self._busy_at = tuple(busy_at.values())
-        self._busy = [0] * len(busy_at)
+    def __init__(self, busy: Readings, trace: bool = False) -> None:
+        self._readings = busy
+        self._busy: Sequence[int] = [0] * len(busy.names)
         self.emitted = 0
         self.requests = Table(
             {
@@ -49,7 +51,7 @@ class Recorder:
                 "emitted_tokens": "q", "running": "q", "waiting": "q", "kv_blocks": "q",
             }
         )  # fmt: skip
-        self.utilization = Table({"step": "q", "end_ps": "q", **dict.fromkeys(busy_at, "q")})
+        self.utilization = Table({"step": "q", "end_ps": "q", **dict.fromkeys(busy.names, "q")})
         self.tasks: Table | None = None
         if trace:
             self.tasks = Table({"step": "q", "server": "s", "task": "s", "start_ps": "q", "end_ps": "q", "bytes": "q"})
@@ -67,8 +69,8 @@ class Recorder:
             (view.order, outcome.start_ps, end, prefill_tokens, decode_sequences, emitted, view.running,
              view.waiting, kv_blocks)
         )  # fmt: skip
-        busy = [busy_at(end) for busy_at in self._busy_at]
-        self.utilization.append((view.order, end, *(b - a for a, b in zip(self._busy, busy, strict=True))))
+        busy = self._readings.at(end)
+        self.utilization.append((view.order, end, *map(sub, busy, self._busy)))
         self._busy = busy
 
     def finished(self, seq: Finished, now_ps: int) -> None:

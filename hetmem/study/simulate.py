@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from attrs import evolve
@@ -27,6 +26,7 @@ from hetmem.hardware.server import Server
 from hetmem.model import ModelSpec
 from hetmem.monitor.energy import Energy, account
 from hetmem.monitor.phases import Meter, PhaseAccount, total_fj
+from hetmem.monitor.readings import Readings
 from hetmem.monitor.recorder import Recorder
 from hetmem.study.checked_policy import CheckedAdmission, CheckedBatching
 from hetmem.study.footprint import footprint, inventory
@@ -154,20 +154,19 @@ def _run(asked: Scenario, config: Configuration, trace: bool, progress: Progress
         config.serving.kv_blocks,
     )  # fmt: skip
     _require_batch(asked, config, kv, ledger)
-    recorder = Recorder({name: server.busy_at for name, server in servers.items()}, trace)
+    busy = Readings({name: server.busy_at for name, server in servers.items()})
+    recorder = Recorder(busy, trace)
     executor = _executor(engine, env, servers, recorder.task if trace else None)
     floor = FloorCheck(planner.floor_s)
-    meters = [
-        Meter(unit, servers[unit.name].busy_at, partial(_dynamic_fj, servers[unit.name], env)) for unit in machine.units
-    ]
-    phases = PhaseAccount(meters, _always_on(machine))
+    meters = [Meter(unit, servers[unit.name].energy_at) for unit in machine.units]
+    phases = PhaseAccount(meters, busy, _always_on(machine))
 
     def on_step(outcome: StepOutcome) -> None:
         floor.check(outcome)
         phases.step(outcome)
 
     scheduler = Scheduler(
-        env, executor, ledger, planner, on_step, to_ps(config.serving.host_step_s), planner.swap_graph
+        env, executor, ledger, planner, on_step, to_ps(config.serving.host_step_s), planner.swap_graph, busy
     )
     swap = _swap_space(config.serving, planner, ledger, kv)
     prefixes = PrefixCache(kv) if config.serving.prefix_reuse and has_hashes(requests.prefix_blocks) else None
@@ -292,10 +291,6 @@ def _check_busy(servers: Mapping[str, Server | Lane], elapsed_ps: int) -> None:
             raise ConservationError(
                 "busy + idle = elapsed", f"{name} was busy {server.busy_at(elapsed_ps)} of {elapsed_ps} ps"
             )
-
-
-def _dynamic_fj(server: Server | Lane, env: Clock) -> int:
-    return server.energy_at(env.now)
 
 
 def _always_on(machine: Machine) -> tuple[tuple[str, float | None], ...]:

@@ -19,7 +19,7 @@ from hetmem.hardware.board import BoardConfig
 from hetmem.hardware.config import MachineConfig
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine
-from hetmem.model import ModelSpec, Precision
+from hetmem.model import ModelSpec, Precision, StepShape
 from hetmem.model.activity_config import ActivityConfig
 from hetmem.monitor.table import Table
 
@@ -176,12 +176,15 @@ class System(ABC):
 
     def kv_read_bytes(self, view: StepView) -> int:
         """Return the KV bytes that the attention of a step reads at least."""
-        shapes = (shape for shape in (view.prefill, view.decode) if shape is not None)
-        return sum(shape.kv_tokens for shape in shapes) * self.model.kv_bytes_per_token(self.precision)
+        return sum(shape.kv_tokens for shape in _shapes(view)) * self._kv_token_bytes
+
+    @cached_property
+    def _kv_token_bytes(self) -> int:
+        return self.model.kv_bytes_per_token(self.precision)
 
     def read_bytes(self, view: StepView) -> int:
         """Return the bytes that the kernels of a step read at least: weights, keys and values, the head if sampled."""
-        sampled = any(shape.sampled for shape in (view.prefill, view.decode) if shape is not None)
+        sampled = any(shape.sampled for shape in _shapes(view))
         return self.active_weight_bytes + (self.head_bytes if sampled else 0) + self.kv_read_bytes(view)
 
     def layer_blocks(self, first: int = 0, count: int | None = None) -> list[tuple[str, int]]:
@@ -190,3 +193,7 @@ class System(ABC):
         if self.setup.unroll_layers:
             return [(f"l{layer}", 1) for layer in range(first, first + count)]
         return [(f"l{first}-{first + count - 1}", count)] if count else []
+
+
+def _shapes(view: StepView) -> list[StepShape]:
+    return [shape for shape in (view.prefill, view.decode) if shape is not None]

@@ -62,7 +62,7 @@ class NdpDimm(NdpSystem):
             slot = f"{kind.label}.{name}"
             costs[f"{slot}.sync"] = self.hop_cost(shape.tokens, name, kind.count)
             if place == "gpu":
-                op = self.ops.launch(name, parts, shape)
+                op = self.ops.launch(parts[0], shape)
                 costs[f"{slot}.compute"], costs[f"{slot}.memory"] = self.ops.price(op, kind.count)
             elif name == "attention":
                 costs |= self.attention_costs(slot, shape, kind.count)

@@ -77,7 +77,7 @@ class GpuOps:
         if value not in COMPOSITIONS:
             raise ConfigError("attention", f"expected one of {', '.join(COMPOSITIONS)}, not {value!r}")
 
-    @property
+    @cached_property
     def dtype(self) -> str:
         """The units that multiply: INT8 only where weights and activations both are."""
         return "int8" if max(self.precision.weights_bits, self.precision.activation_bits) <= 8 else "fp16"
@@ -99,7 +99,7 @@ class GpuOps:
             make_room(self._around)
             kernels = layer_kernels(self.model, StepShape(tokens=both.tokens), self.precision)
             at = next(k for k, kernel in enumerate(kernels) if kernel.name in ATTENTION)
-            ops = [self.launch(k.name, (k,), both) for k in kernels if k.name not in ATTENTION]
+            ops = [self.launch(k, both) for k in kernels if k.name not in ATTENTION]
             self._around[both.tokens] = (ops[:at], ops[at:])
         before, after = self._around[both.tokens]
         return [*before, *self.attention_launches(prefill, decode), *after]
@@ -110,7 +110,7 @@ class GpuOps:
             make_room(self._outer)
             size = StepShape(tokens=shape.tokens)
             *outer, _ = head_kernels(self.model, size, self.precision)
-            self._outer[shape.tokens] = [self.launch(k.name, (k,), size) for k in outer]
+            self._outer[shape.tokens] = [self.launch(k, size) for k in outer]
         return [*self._outer[shape.tokens], self.logits(shape.sampled)]
 
     def logits(self, sampled: int) -> Op:
@@ -119,19 +119,18 @@ class GpuOps:
             make_room(self._logits)
             size = StepShape(sampled=sampled)
             kernel = head_kernels(self.model, size, self.precision)[-1]
-            self._logits[sampled] = self.launch(kernel.name, (kernel,), size)
+            self._logits[sampled] = self.launch(kernel, size)
         return self._logits[sampled]
 
-    def launch(self, name: str, kernels: Iterable[Kernel], shape: StepShape) -> Op:
-        """Return one launch of ``kernels`` for a step of ``shape``, on one GPU."""
-        parts = tuple(kernels)
+    def launch(self, kernel: Kernel, shape: StepShape) -> Op:
+        """Return the launch of ``kernel`` for a step of ``shape``, on one GPU."""
+        name, n_bytes, weights = kernel.name, kernel.bytes, kernel.weight_bytes
         share = 1 if name in REPLICATED else self.shards
-        flops, n_bytes, weights = (sum(getattr(k, what) for k in parts) for what in ("flops", "bytes", "weight_bytes"))
-        call, whole, kv = self._call(name, shape), 0.0, sum(k.kv_read_bytes + k.kv_write_bytes for k in parts)
+        call, whole, kv = self._call(name, shape), 0.0, kernel.kv_read_bytes + kernel.kv_write_bytes
         if isinstance(call, Gemm):  # every GPU reads or writes the whole residual stream of the tokens
             width = self.precision.activation_bits / 8
             whole = min(call.m * call.groups * self.model.d_model * width, n_bytes)
-        return Op(name, flops / share, self._per_gpu(n_bytes - whole, kv, share) + whole, weights / share, call)
+        return Op(name, kernel.flops / share, self._per_gpu(n_bytes - whole, kv, share) + whole, weights / share, call)
 
     def _per_gpu(self, n_bytes: float, kv: float, share: int) -> float:
         """Return what one of ``share`` GPUs moves; a KV head is not split, so several may move the same one."""
@@ -140,7 +139,9 @@ class GpuOps:
 
     def price(self, op: Op, times: int = 1) -> tuple[Cost, Cost]:
         """Return what the compute and the memory leg of ``times`` launches of ``op`` cost."""
-        priced = self._prices.get((op, times))
+        # Attention hardly ever has the same size twice.
+        lasting = isinstance(op.call, Gemm | Elementwise)
+        priced = self._prices.get((op, times)) if lasting else None
         if priced is None:
             whole, memory = self.law.legs_s(op.flops, op.n_bytes, self.dtype, op.call)
             fj = self.law.spec.work_fj(op.flops, op.n_bytes, self.dtype) * times
@@ -148,7 +149,7 @@ class GpuOps:
             # A kernel that leaves the memory alone moves its bytes all the same: one tick, so that they count.
             memory_ps = max(to_ps(memory) * times, 1 if n_bytes else 0)
             priced = Cost(to_ps(whole) * times, fj), Cost(memory_ps, 0, n_bytes)
-            if isinstance(op.call, Gemm | Elementwise):  # attention hardly ever has the same size twice
+            if lasting:
                 make_room(self._prices, 16 * KEPT)
                 self._prices[op, times] = priced
         return priced

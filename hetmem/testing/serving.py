@@ -18,6 +18,7 @@ from hetmem.hardware.clock import Clock
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.server import Server
 from hetmem.model import StepShape
+from hetmem.monitor.readings import Readings
 from hetmem.monitor.recorder import Recorder
 from hetmem.policy.batching import ContinuousBatch, FirstComeFirstServed
 from hetmem.workload import RequestTable
@@ -85,7 +86,7 @@ class ServingUnderTest:
         self.env = Clock()
         servers = {SERVER: Server(self.env, SERVER)}
         self.ledger = Ledger({MEMORY: blocks * block_tokens})
-        self.recorder = Recorder({SERVER: servers[SERVER].busy_at})
+        self.recorder = Recorder(Readings({SERVER: servers[SERVER].busy_at}))
         self.executor = Executor(self.env, servers)
         self.scheduler = Scheduler(self.env, self.executor, self.ledger, self, lambda outcome: None)
         rows = list(requests)
