@@ -143,19 +143,21 @@ class Evaluator:
         if idle or prog.free_slots:
             self._refuse_lost(prog, graph)
         energy, moved = any(fj), any(n_bytes)
-        for lanes, pick in prog.sums:
-            mine = pick(ps)
-            total, jobs = sum(mine), len(mine) - (mine.count(0) if idle else 0)
-            spent = sum(pick(fj)) if energy else 0
-            carried = sum(pick(n_bytes)) if moved else 0
+        no_work = [ticks == 0 for ticks in ps] if idle else []
+        for lanes, add, jobs in prog.sums:
+            total = add(ps)
+            if idle:
+                jobs -= add(no_work)
+            spent = add(fj) if energy else 0
+            carried = add(n_bytes) if moved else 0
             for lane in lanes:
                 lane.asked_ps += total
                 lane.jobs += jobs
                 lane.energy_fj += spent
                 lane.bytes += carried
         if energy:
-            for lane, pick in prog.behind:
-                lane.pending_fj += sum(pick(fj))
+            for lane, add in prog.behind:
+                lane.pending_fj += add(fj)
         if not idle:
             return ps, prog.lanes
         by_task = prog.expand(ps)

@@ -1,7 +1,8 @@
 """A program: a template made ready for the evaluator, once per run: its lanes, its sums by lane, its straight line."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from operator import itemgetter
+from operator import itemgetter, mul
 from typing import Any
 
 from attrs import Factory, define, field
@@ -23,6 +24,7 @@ COMPILE_AFTER = 40
 MOST_SKIPPED = 64
 
 Picker = Callable[[Sequence[Any]], Sequence[Any]]
+Adder = Callable[[Sequence[int]], int]
 Barrier = tuple[list[Lane], Picker]
 
 
@@ -47,10 +49,10 @@ class Program:
     barriers : dict of int to (lanes, picker)
         By the id of an item of ``successors`` whose tasks all have the same successors, no lag and no kind: their
         lanes, and what picks their items out of a sequence by task.
-    sums : list of (lanes, picker)
-        The tasks of each lane by slot; lanes with the same slots together.
-    behind : list of (lane, picker)
-        The background tasks of each lane by slot.
+    sums : list of (lanes, adder, number)
+        What adds over the tasks of a lane, given by slot, and how many those are; lanes with the same slots together.
+    behind : list of (lane, adder)
+        The same of the background tasks of each lane.
     free_slots : tuple of int
         Places of the slots of tasks without a server.
     plain : bool
@@ -67,8 +69,8 @@ class Program:
     gates: int
     lasts: int
     barriers: dict[int, Barrier]
-    sums: list[tuple[list[Lane], Picker]]
-    behind: list[tuple[Lane, Picker]]
+    sums: list[tuple[list[Lane], Adder, int]]
+    behind: list[tuple[Lane, Adder]]
     free_slots: tuple[int, ...]
     plain: bool
     _line: StraightLine | None = field(default=None, init=False)
@@ -154,7 +156,7 @@ def program(template: Template, lanes: Mapping[str, Lane]) -> Program:
         sum(bool(kind & LAST) for kind in kinds),
         _barriers(template, kinds, lanes),
         _sums(template, lanes),
-        [(lane, pick) for group, pick in _sums(template, lanes, behind=True) for lane in group],
+        [(lane, add) for group, add, _ in _sums(template, lanes, behind=True) for lane in group],
         tuple({s: None for name, s in zip(template.servers, template.slot_index, strict=True) if name is None and s}),
         not any(template.background) and not any(template.classes) and any(template.servers),
     )
@@ -198,7 +200,17 @@ def _barriers(template: Template, kinds: Sequence[int], lanes: Mapping[str, Lane
     return barriers
 
 
-def _sums(template: Template, lanes: Mapping[str, Lane], behind: bool = False) -> list[tuple[list[Lane], Picker]]:
+def adder(places: Sequence[int]) -> Adder:
+    """Return the function that adds the items of a sequence at ``places``; equal ones are counted."""
+    counts = Counter(places)
+    pick = picker(tuple(counts))
+    if len(counts) == len(places):
+        return lambda items: sum(pick(items))
+    times = tuple(counts.values())
+    return lambda items: sum(map(mul, pick(items), times))
+
+
+def _sums(template: Template, lanes: Mapping[str, Lane], behind: bool = False) -> list[tuple[list[Lane], Adder, int]]:
     places: dict[str, list[int]] = {}
     tasks = zip(template.servers, template.slot_index, template.background, strict=True)
     for name, place, background in tasks:
@@ -207,4 +219,4 @@ def _sums(template: Template, lanes: Mapping[str, Lane], behind: bool = False) -
     alike: dict[tuple[int, ...], list[Lane]] = {}
     for name, used in places.items():
         alike.setdefault(tuple(used), []).append(lanes[name])
-    return [(group, picker(used)) for used, group in alike.items()]
+    return [(group, adder(used), len(used)) for used, group in alike.items()]

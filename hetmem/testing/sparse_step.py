@@ -19,11 +19,15 @@ COPY_CHUNK_PS = 2_000_000
 
 @frozen
 class SparseSteps:
-    """Decode steps of a model with ``layers`` layers on ``dimms`` DIMMs; ``copies`` says whether neurons move."""
+    """Decode steps of a model with ``layers`` layers on ``dimms`` DIMMs.
+
+    ``copies`` says whether neurons move, ``alike`` whether all layers cost the same.
+    """
 
     layers: int = 80
     dimms: int = 8
     copies: bool = True
+    alike: bool = False
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -37,18 +41,19 @@ class SparseSteps:
         graph = GraphBuilder()
         at = graph.join()
         for layer in range(self.layers):
-            at = self._split(graph, f"{layer}.qkv", at)
-            at = graph.join(self._on_dimms(graph, f"{layer}.attention", at))
-            merged = graph.task("pcie.h2d", f"{layer}.merge", at)
-            at = graph.task("gpu", f"{layer}.projection", merged)
+            name = "" if self.alike else f"{layer}"
+            at = self._split(graph, f"{name}.qkv", at)
+            at = graph.join(self._on_dimms(graph, f"{name}.attention", at))
+            merged = graph.task("pcie.h2d", f"{name}.merge", at)
+            at = graph.task("gpu", f"{name}.projection", merged)
             if self.copies:
                 hot = graph.task(
-                    "pcie.h2d", f"{layer}.copy", merged, cls=1, chunk_ps=COPY_CHUNK_PS, background=True
+                    "pcie.h2d", f"{name}.copy", merged, cls=1, chunk_ps=COPY_CHUNK_PS, background=True
                 )  # fmt: skip
                 graph.join(hot, background=True)
                 for link in range(self.dimms // 2):
-                    graph.task(f"dimm-link{link}", f"{layer}.move{link}", merged, cls=1, background=True)
-            at = self._split(graph, f"{layer}.mlp", at)
+                    graph.task(f"dimm-link{link}", f"{name}.move{link}", merged, cls=1, background=True)
+            at = self._split(graph, f"{name}.mlp", at)
         graph.task("gpu", "head", at)
         return graph.build()
 

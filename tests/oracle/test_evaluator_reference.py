@@ -1,6 +1,7 @@
 """The evaluator against the event-driven executor, to the tick: logs, gates, counters at any time, and deadlocks."""
 
 import random
+import sys
 
 import pytest
 
@@ -8,7 +9,8 @@ from hetmem.engine import program
 from hetmem.engine.evaluator import Evaluator
 from hetmem.engine.executor import Executor
 from hetmem.engine.graph import Cost, GraphBuilder, Handle
-from hetmem.engine.straight_line import straight_line
+from hetmem.engine.repeat import longest_repeat
+from hetmem.engine.straight_line import PEELED, straight_line
 from hetmem.errors import ConfigError, ConservationError, DeadlockError
 from hetmem.hardware.clock import Clock
 from hetmem.hardware.lane import Lane
@@ -185,6 +187,71 @@ def test_repeated_templates_agree_compiled_or_not(monkeypatch):
     assert taken[False] > 300
 
 
+class Layered(Repeated):
+    """The same with layers: tasks that wait for others of their layer and of the one before, all layers alike."""
+
+    def __init__(self, seed, layers=None):
+        super().__init__(seed)
+        rng = random.Random(seed)
+        layers = rng.randint(3, 30) if layers is None else layers
+        period, graph = rng.randint(1, 12), GraphBuilder()
+        body = []
+        for k in range(period):
+            distances = {rng.randint(1, period) for _ in range(rng.choice([1, 1, 2, 3]))}
+            server = rng.choice([*self.servers, None]) if k else self.servers[0]
+            body.append((server, f"t{rng.randrange(9)}", sorted(distances), rng.choice([0, 0, 2])))
+        for k in range(rng.randint(period, period + 3)):
+            graph.task(rng.choice(self.servers), f"p{k}", range(max(0, k - rng.randint(0, 2)), k))
+        start = k + 1
+        for index in range(start, start + layers * period):
+            server, slot, distances, lag = body[(index - start) % period]
+            graph.task(server, slot, sorted(index - d for d in distances), lag_ps=lag)
+        for k in range(rng.randint(0, 3)):
+            graph.task(rng.choice(self.servers), f"q{k}", index - rng.randint(0, period - 1))
+        self.template = graph.build()
+
+
+def test_layers_fold_to_the_tick(monkeypatch):
+    monkeypatch.setattr(program, "COMPILE_AFTER", 0)
+    taken = {True: 0, False: 0}
+    in_order = program.Program.in_order
+
+    def counted(self, *args):
+        end = in_order(self, *args)
+        taken[end >= 0] += longest_repeat(self.template, PEELED + 2) is not None
+        return end
+
+    monkeypatch.setattr(program.Program, "in_order", counted)
+    for seed in range(300):
+        same(Layered(seed))
+    assert taken[True] > 500
+
+
+def test_a_folded_step_passes_few_layers(monkeypatch):
+    """Once a layer leaves the state that it found, the rest is multiplied: that the code runs shows in its lines."""
+    for layers in (8, 96, 10_000):
+        graph = GraphBuilder()
+        at = graph.task("gpu", "first")
+        for _ in range(layers):
+            at = graph.join([graph.task(f"d{d}", "read", at) for d in range(4)])
+        line, lanes = straight_line(graph.build()), 5
+        passed = []
+
+        def count(frame, event, _arg, code=line.__code__, passed=passed):
+            if frame.f_code is code:
+                passed.append(event)
+                return count
+            return None
+
+        sys.settrace(count)
+        try:
+            end = line(0, [0, 3, 5], [0, 7, 0, 0, 0][:lanes])[0]
+        finally:
+            sys.settrace(None)
+        assert end == 7 + layers * 5
+        assert len(passed) < 150
+
+
 def test_a_compiled_step_ends_before_an_arrival_or_is_left(monkeypatch):
     """Another loop's step comes in the middle of one that is compiled."""
     monkeypatch.setattr(program, "COMPILE_AFTER", 0)
@@ -236,8 +303,9 @@ def test_devices_in_step_cost_one_line(monkeypatch):
         assert straight_line(graph.build())(0, [0, 3, 5], [0] * devices)[0] == 3 + 20 * 5
         return _Writer(graph.build()).source().count("\n")
 
-    # At the first barrier the devices may be free at different ticks: a start, an end and a wait for each.
-    assert lines(16) - lines(2) == 14 * 3
+    # At the first barrier the devices may be free at different ticks: a start, an end and a wait for each; and the
+    # tick at which each is free is carried from layer to layer.
+    assert lines(16) - lines(2) == 14 * 5
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------
