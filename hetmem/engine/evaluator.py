@@ -238,16 +238,18 @@ class Evaluator:
             heappop(heap)
             if key < 0:
                 told = self._wake(sub, tick)
-            elif len(tasks) > 1 and heap and heap[0][0] == tick and heap[0][1] < sub.key + tasks[-1]:
+            elif len(tasks) == 1:
+                told = (
+                    self._queue_up(sub, tasks[0], tick)
+                    if sub.kinds[tasks[0]] & QUEUED
+                    else self._serve(sub, tasks, tick, until)
+                )
+            elif heap and heap[0][0] == tick and heap[0][1] < sub.key + tasks[-1]:
                 for task in tasks:  # others of this tick come between them
                     heappush(heap, (tick, sub.key + task, sub, (task,)))
                 continue
-            elif id(tasks) in sub.barriers:
-                told = self._serve_barrier(sub, tasks, tick)
-            elif sub.kinds[tasks[0]] & QUEUED:
-                told = self._queue_up(sub, tasks[0], tick)
             else:
-                told = self._serve(sub, tasks, tick)
+                told = (self._serve_barrier if id(tasks) in sub.barriers else self._serve)(sub, tasks, tick, until)
             if told:
                 limit = env.next_ps
                 until = max(limit, decided)
@@ -261,29 +263,34 @@ class Evaluator:
         elif self._horizon > max(env.now, self._gates_until):
             self._call(self._horizon, ARBITRATION)  # the clock runs to the end of all work
 
-    def _serve(self, sub: _Submission, tasks: Sequence[int], tick: int) -> bool:
-        """Give tasks of class 0, ready at ``tick``, their places at their lanes."""
+    def _serve(self, sub: _Submission, tasks: Sequence[int], tick: int, until: int) -> bool:
+        """Give tasks of class 0, ready at ``tick``, their places at their lanes.
+
+        What follows the last of them may be served as well as long as it is ready before ``until``.
+        """
         told = False
+        lanes, ps, kinds, last = sub.lanes, sub.ps, sub.kinds, tasks[-1]
         for task in tasks:
-            lane, lasts = sub.lanes[task], sub.ps[task]
+            lane, lasts = lanes[task], ps[task]
             if lane.queue:
                 lane.advance(tick)
                 told = True
-            start = tick
-            if lane.free_ps > tick:
+            start = lane.free_ps
+            if start > tick:
                 lane.delay(tick)
-                start = lane.free_ps
+            else:
+                start = tick
             lane.free_ps = end = start + lasts
             lane.served_ps += lasts
-            if sub.kinds[task] & BEHIND:
+            if kinds[task] & BEHIND:
                 lane.spend(end, sub.graph.fj[sub.graph.template.slot_index[task]])
             if self._tracing:
                 self._note(sub, task, start, end)
-            if self._done(sub, task, end):
+            if self._done(sub, task, end, until if task == last and not told else 0):
                 told = True
         return told
 
-    def _serve_barrier(self, sub: _Submission, tasks: Sequence[int], tick: int) -> bool:
+    def _serve_barrier(self, sub: _Submission, tasks: Sequence[int], tick: int, until: int) -> bool:
         """Do the same for tasks that the same tasks wait for: for those, the one that ends last stands for all."""
         latest, told = 0, False
         lanes, pick = sub.barriers[id(tasks)]
@@ -301,7 +308,7 @@ class Evaluator:
                 latest = end
         for follower in sub.program.successors[tasks[0]]:
             sub.missing[follower] -= len(tasks) - 1
-        return self._done(sub, tasks[0], latest) or told
+        return self._done(sub, tasks[0], latest, 0 if told else until) or told
 
     def _queue_up(self, sub: _Submission, task: int, tick: int) -> bool:
         """Put a task of another class, ready at ``tick``, in the queue of its lane."""
@@ -362,19 +369,47 @@ class Evaluator:
         else:
             heappush(self._heap, (tick, sub.key + task, sub, (task,)))
 
-    def _done(self, sub: _Submission, task: int, tick: int) -> bool:
+    def _done(self, sub: _Submission, task: int, tick: int, until: int = 0) -> bool:
         """Count a task as done, its lag after ``tick``, and all joins and delays that it resolves.
 
-        Tasks that become ready together go into the heap together. Return whether anybody else may have been told.
+        Tasks that become ready together go into the heap together; one that is ready before ``until`` and before all
+        in the heap is served at once. Return whether anybody else may have been told.
         """
-        missing, ready, lanes, kinds = sub.missing, sub.ready, sub.lanes, sub.kinds
-        successors, lag_ps = sub.program.successors, sub.program.lag_ps
+        missing, ready, lanes, kinds, ps = sub.missing, sub.ready, sub.lanes, sub.kinds, sub.ps
+        successors, lag_ps, heap, key = sub.program.successors, sub.program.lag_ps, self._heap, sub.key
         resolved: list[int] = []
         told = False
         while True:
             if lag_ps[task]:
                 tick += lag_ps[task]
-            followers, together = successors[task], []
+            followers = successors[task]
+            if len(followers) == 1 and not kinds[task] & TOLD and not resolved:  # the most common case, without lists
+                task = followers[0]
+                if tick > ready[task]:
+                    ready[task] = tick
+                else:
+                    tick = ready[task]
+                missing[task] -= 1
+                if missing[task]:
+                    return told
+                lane = lanes[task]
+                if lane is None:
+                    tick += ps[task]
+                elif kinds[task] or lane.queue or tick >= until or heap and heap[0][0] <= tick:
+                    heappush(heap, (tick, key + task, sub, followers))
+                    return told
+                else:  # nothing comes before it: it is served here and now
+                    start = lane.free_ps
+                    if start > tick:
+                        lane.delay(tick)
+                    else:
+                        start = tick
+                    lane.free_ps = tick = start + ps[task]
+                    lane.served_ps += ps[task]
+                    if self._tracing:
+                        self._note(sub, task, start, tick)
+                continue
+            together = []
             for follower in followers:
                 if tick > ready[follower]:
                     ready[follower] = tick
@@ -387,19 +422,19 @@ class Evaluator:
                 elif ready[follower] == tick and not kinds[follower] & QUEUED:
                     together.append(follower)
                 else:
-                    heappush(self._heap, (ready[follower], sub.key + follower, sub, (follower,)))
+                    heappush(heap, (ready[follower], key + follower, sub, (follower,)))
             if together:
                 whole = len(together) == len(followers)
-                heappush(self._heap, (tick, sub.key + together[0], sub, followers if whole else together))
+                heappush(heap, (tick, key + together[0], sub, followers if whole else together))
             if kinds[task] & TOLD:
-                told = True
+                told, until = True, 0
                 self._count(sub, kinds[task], tick)
                 if kinds[task] & PUBLISHED:
                     self._land(sub.graph.publish[task], tick)
             if not resolved:
                 return told
             task = resolved.pop()
-            tick = ready[task] + sub.ps[task]
+            tick = ready[task] + ps[task]
 
     def _land(self, handle: Handle, tick: int) -> None:
         handle.landed_ps = tick
