@@ -395,7 +395,7 @@ class Evaluator:
                 lane = lanes[task]
                 if lane is None:
                     tick += ps[task]
-                elif kinds[task] or lane.queue or tick >= until or heap and heap[0][0] <= tick:
+                elif kinds[task] or lane.queue or tick >= until or (heap and heap[0][0] <= tick):
                     heappush(heap, (tick, key + task, sub, followers))
                     return told
                 else:  # nothing comes before it: it is served here and now

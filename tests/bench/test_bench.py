@@ -36,7 +36,19 @@ def test_the_cost_of_a_task_hardly_depends_on_the_number_of_layers_and_units(bar
     assert max(costs.values()) < 2 * min(costs.values())
 
 
-def test_memory_grows_with_requests_in_flight_not_with_requests_served() -> None:
-    few, many = bench.serve(1_000), bench.serve(10_000)
-    print(few, many)
+def test_a_folded_step_costs_the_same_whatever_the_number_of_layers(bare_s: float) -> None:
+    costs = {layers: bench.folded_step_s(layers) for layers in (8, 32, 96)}
+    print({layers: cost / bare_s for layers, cost in costs.items()})
+    assert max(costs.values()) < 1.1 * min(costs.values())
+
+
+def test_serving_costs_the_same_however_many_requests_come_and_wait(bare_s: float) -> None:
+    rate = bench.serve(10_000)["requests_per_s"]
+    few, many = (bench.serve(n, rate=bench.LOAD * rate) for n in (10_000, 50_000))
+    print(few, many, "timeouts a step:", many["cpu_s"] / many["steps"] / bare_s)
+    assert many["cpu_s"] / 50_000 == pytest.approx(few["cpu_s"] / 10_000, rel=0.15)
     assert many["peak_bytes"] < 1.3 * few["peak_bytes"]
+    for admission in ("fcfs", "shortest"):
+        flooded = bench.serve(10_000, rate=bench.OVERLOAD * rate, admission=admission)
+        print(admission, flooded)
+        assert flooded["cpu_s"] / flooded["steps"] < 2 * few["cpu_s"] / few["steps"]
