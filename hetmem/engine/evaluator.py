@@ -165,10 +165,13 @@ class Evaluator:
         return ps, prog.lanes if busy == prog.lanes else busy
 
     def _refuse_lost(self, prog: Program, graph: TaskGraph) -> None:
-        for index, (lane, cost) in enumerate(zip(prog.lanes, graph.costs, strict=True)):
-            if (lane is None or cost.ps == 0) and (cost.fj or cost.bytes):
-                tag = graph.template.tags[index] or "join"
-                raise ConservationError("work takes time at a server", f"{tag} is no service, but costs {cost}")
+        for place, cost in enumerate(zip(graph.ps, graph.fj, graph.n_bytes, strict=True)):
+            if (cost[1] or cost[2]) and (not cost[0] or place in prog.free_slots):
+                template = graph.template
+                tasks = [task for task, slot in enumerate(template.slot_index) if slot == place]
+                lost = next(task for task in tasks if not cost[0] or template.servers[task] is None)
+                problem = f"{template.tags[lost] or 'join'} is no service, but costs {Cost(*cost)}"
+                raise ConservationError("work takes time at a server", problem)
 
     def _begin(self, sub: _Submission) -> None:
         """Start the tasks of a graph one by one, those first that wait for nothing."""

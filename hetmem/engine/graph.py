@@ -4,13 +4,17 @@ Building a graph costs more than running it, so systems build a :class:`Template
 bind it to the costs of each step. A *slot* names a cost; tasks that cost the same share a slot.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from attrs import define, field, frozen
+from numpy.typing import NDArray
 
 from hetmem.errors import ConfigError
+
+Column = NDArray[np.int64]
 
 
 class Cost(NamedTuple):
@@ -45,6 +49,15 @@ class Handle:
         return self.landed_ps is not None and self.landed_ps <= now_ps
 
 
+class CostColumns(NamedTuple):
+    """What many slots cost, as integer arrays of one item per slot; ``slots`` is the same tuple in every step."""
+
+    slots: tuple[str, ...]
+    ps: Column
+    fj: Column
+    n_bytes: Column
+
+
 @frozen(slots=True, eq=False)
 class Template:
     """The unchanging part of a task graph; every field is a tuple with one item per task.
@@ -67,6 +80,8 @@ class Template:
     #: The different slots, after None for tasks that cost nothing, and the place among them of each task's.
     slot_names: tuple[str | None, ...] = field(init=False, repr=False)
     slot_index: tuple[int, ...] = field(init=False, repr=False)
+    #: By the identities of the slots of columns: those slots, their places, and the places of all others.
+    _layouts: dict[tuple[int, ...], tuple[Any, Column, tuple[int, ...]]] = field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         places: dict[str | None, int] = {None: 0}
@@ -82,23 +97,50 @@ class Template:
         costs: Mapping[str, Cost],
         publish: Mapping[int, Handle] | None = None,
         wait: Mapping[int, list[Handle]] | None = None,
+        columns: Sequence[CostColumns] = (),
     ) -> "TaskGraph":
-        """Return the graph of a step in which each slot costs ``costs[slot]``.
+        """Return the graph of a step in which each slot costs ``costs[slot]``, or what ``columns`` say.
 
         Raises
         ------
         ConfigError
             When a slot has no cost, or a handle belongs to a task that is not there.
         """
-        try:
-            bound = [FREE, *[costs[slot] for slot in self.slot_names[1:]]]  # type: ignore[index]
-        except KeyError as missing:
-            raise ConfigError("graph", f"slot {missing} has no cost") from None
         for index in (*(publish or ()), *(wait or ())):
             if not 0 <= index < len(self):
                 raise ConfigError("graph", f"a handle is at task {index}, but there are {len(self)} tasks")
-        ps, fj, n_bytes = (list(map(column, bound)) for column in _COLUMNS)
+        places, rest = self._layout(columns)
+        try:
+            bound = [costs[self.slot_names[place]] for place in rest]  # type: ignore[index]
+        except KeyError as missing:
+            raise ConfigError("graph", f"slot {missing} has no cost") from None
+        if not columns:
+            ps, fj, n_bytes = ([0, *map(column, bound)] for column in _COLUMNS)
+            return TaskGraph(self, ps, fj, n_bytes, publish or {}, wait or {})
+        lists = []
+        for which, column in enumerate(_COLUMNS):
+            values = np.zeros(len(self.slot_names), dtype=np.int64)
+            values[places] = np.concatenate([given[1 + which] for given in columns])
+            values[list(rest)] = list(map(column, bound))
+            lists.append(values.tolist())
+        ps, fj, n_bytes = lists
         return TaskGraph(self, ps, fj, n_bytes, publish or {}, wait or {})
+
+    def _layout(self, columns: Sequence[CostColumns]) -> tuple[Column, tuple[int, ...]]:
+        """Return the places of the slots of ``columns``, and those of all others but the first."""
+        key = tuple(id(given.slots) for given in columns)
+        if key not in self._layouts:
+            known = {slot: place for place, slot in enumerate(self.slot_names)}
+            found = [slot for given in columns for slot in given.slots]
+            unknown = next((slot for slot in found if slot not in known), None)
+            if unknown is not None:
+                raise ConfigError("graph", f"slot {unknown!r} is in no task")
+            places = [known[slot] for slot in found]
+            rest = tuple(sorted(set(range(1, len(self.slot_names))).difference(places)))
+            slots = [given.slots for given in columns]  # kept, so that their ids cannot be taken by others
+            self._layouts[key] = (slots, np.array(places, dtype=np.int64), rest)
+        _, places_, rest_ = self._layouts[key]
+        return places_, rest_
 
 
 @frozen(slots=True, eq=False)

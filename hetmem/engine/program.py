@@ -53,7 +53,7 @@ class Program:
         What adds over the tasks of a lane, given by slot, and how many those are; lanes with the same slots together.
     behind : list of (lane, adder)
         The same of the background tasks of each lane.
-    free_slots : tuple of int
+    free_slots : set of int
         Places of the slots of tasks without a server.
     plain : bool
         Whether all tasks are in the foreground and of class 0, and one at least is on a server.
@@ -71,7 +71,7 @@ class Program:
     barriers: dict[int, Barrier]
     sums: list[tuple[list[Lane], Adder, int]]
     behind: list[tuple[Lane, Adder]]
-    free_slots: tuple[int, ...]
+    free_slots: frozenset[int]
     plain: bool
     _line: StraightLine | None = field(default=None, init=False)
     _uses: int = field(default=0, init=False)
@@ -157,7 +157,7 @@ def program(template: Template, lanes: Mapping[str, Lane]) -> Program:
         _barriers(template, kinds, lanes),
         _sums(template, lanes),
         [(lane, add) for group, add, _ in _sums(template, lanes, behind=True) for lane in group],
-        tuple({s: None for name, s in zip(template.servers, template.slot_index, strict=True) if name is None and s}),
+        frozenset(s for name, s in zip(template.servers, template.slot_index, strict=True) if name is None and s),
         not any(template.background) and not any(template.classes) and any(template.servers),
     )
 

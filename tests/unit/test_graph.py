@@ -1,8 +1,9 @@
 """Templates and their numbers."""
 
+import numpy as np
 import pytest
 
-from hetmem.engine.graph import FREE, Cost, GraphBuilder, Handle
+from hetmem.engine.graph import FREE, Cost, CostColumns, GraphBuilder, Handle
 from hetmem.errors import ConfigError
 
 
@@ -100,3 +101,26 @@ def test_a_handle_has_landed_from_its_tick_on():
     assert not handle.landed(10**18)
     handle.landed_ps = 7
     assert [handle.landed(tick) for tick in (6, 7, 8)] == [False, True, True]
+
+
+def columns_of(**costs: Cost) -> CostColumns:
+    return CostColumns(tuple(costs), *np.array([tuple(cost) for cost in costs.values()], dtype=np.int64).T)
+
+
+def test_columns_give_the_costs_of_their_slots_and_the_rest_comes_by_name():
+    graph = GraphBuilder()
+    first = graph.join()
+    for slot in ("b", "a", "c", "b"):
+        graph.task("gpu", slot, first)
+    template = graph.build()
+    costs = {"a": Cost(1, 2, 3), "b": Cost(4, 5, 6), "c": Cost(7, 8, 9)}
+    expected = template.bind(costs)
+    given = [columns_of(c=costs["c"]), columns_of(b=costs["b"])]
+    for columns in (given, given[::-1]):
+        found = template.bind({"a": costs["a"]}, columns=columns)
+        assert (found.ps, found.fj, found.n_bytes) == (expected.ps, expected.fj, expected.n_bytes)
+        assert all(type(ticks) is int for ticks in found.ps)
+    with pytest.raises(ConfigError, match="slot 'd' is in no task"):
+        template.bind(costs, columns=[columns_of(d=Cost(1))])
+    with pytest.raises(ConfigError, match="slot 'a' has no cost"):
+        template.bind({}, columns=given)
