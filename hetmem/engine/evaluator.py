@@ -19,7 +19,19 @@ from attrs import define, field
 
 from hetmem.engine.executor import TASKS_PER_STEP, OnTask, waiting_lines
 from hetmem.engine.graph import Cost, Handle, TaskGraph, Template
-from hetmem.engine.program import BEHIND, GATE, LAST, PUBLISHED, QUEUED, TOLD, WATCHED, Barrier, Program, program
+from hetmem.engine.program import (
+    BEHIND,
+    GATE,
+    LAST,
+    ORDERED,
+    PUBLISHED,
+    QUEUED,
+    TOLD,
+    WATCHED,
+    Barrier,
+    Program,
+    program,
+)
 from hetmem.errors import ConfigError, ConservationError, DeadlockError
 from hetmem.hardware.clock import ARBITRATION, COMPLETION, NEVER, Clock
 from hetmem.hardware.lane import Lane
@@ -72,6 +84,7 @@ class Evaluator:
         self._unstarted: list[_Submission] = []
         self._timers: set[tuple[int, float]] = set()
         self._resting: set[int] = set()  # lanes with a wake after all else
+        self._in_foreground = 0  # submissions whose gate is to open
         self._horizon = 0  # the last end that is known
         self._gates_until = 0  # the last tick at which a gate opens
         self._rows: list[tuple[Any, ...]] = []
@@ -101,7 +114,9 @@ class Evaluator:
         )  # fmt: skip
         if prog.lasts:
             self.outstanding[rank] = sub
-        if not prog.gates:
+        if prog.gates:
+            self._in_foreground += 1
+        else:
             self.env.trigger(sub.gate, now)
         landed = all(h.landed(now) for handles in graph.wait.values() for h in handles)
         if prog.plain and landed and lanes is prog.lanes and not graph.publish and self.on_task is None:
@@ -225,6 +240,7 @@ class Evaluator:
         return True
 
     def _open(self, gate: simpy.Event, tick: int) -> None:
+        self._in_foreground -= 1
         self.env.trigger(gate, tick)
         self._gates_until = max(self._gates_until, tick)
 
@@ -273,6 +289,7 @@ class Evaluator:
         """
         told = False
         lanes, ps, kinds, last = sub.lanes, sub.ps, sub.kinds, tasks[-1]
+        single = self._in_foreground == 1
         for task in tasks:
             lane, lasts = lanes[task], ps[task]
             if lane.queue:
@@ -289,7 +306,9 @@ class Evaluator:
                 lane.spend(end, sub.graph.fj[sub.graph.template.slot_index[task]])
             if self._tracing:
                 self._note(sub, task, start, end)
-            if self._done(sub, task, end, until if task == last and not told else 0):
+            if told:
+                until = 0
+            if self._done(sub, task, end, until if task == last else 0, until if single else 0):
                 told = True
         return told
 
@@ -311,7 +330,9 @@ class Evaluator:
                 latest = end
         for follower in sub.program.successors[tasks[0]]:
             sub.missing[follower] -= len(tasks) - 1
-        return self._done(sub, tasks[0], latest, 0 if told else until) or told
+        if told:
+            until = 0
+        return self._done(sub, tasks[0], latest, until, until if self._in_foreground == 1 else 0) or told
 
     def _queue_up(self, sub: _Submission, task: int, tick: int) -> bool:
         """Put a task of another class, ready at ``tick``, in the queue of its lane."""
@@ -372,11 +393,12 @@ class Evaluator:
         else:
             heappush(self._heap, (tick, sub.key + task, sub, (task,)))
 
-    def _done(self, sub: _Submission, task: int, tick: int, until: int = 0) -> bool:
+    def _done(self, sub: _Submission, task: int, tick: int, until: int = 0, ordered_until: int = 0) -> bool:
         """Count a task as done, its lag after ``tick``, and all joins and delays that it resolves.
 
-        Tasks that become ready together go into the heap together; one that is ready before ``until`` and before all
-        in the heap is served at once. Return whether anybody else may have been told.
+        Tasks that become ready together go into the heap together. One that is ready before ``until`` and before all
+        in the heap is served at once; so is one that is ready before ``ordered_until`` at a lane where the graph sets
+        the order. Return whether anybody else may have been told.
         """
         missing, ready, lanes, kinds, ps = sub.missing, sub.ready, sub.lanes, sub.kinds, sub.ps
         successors, lag_ps, heap, key = sub.program.successors, sub.program.lag_ps, self._heap, sub.key
@@ -398,7 +420,10 @@ class Evaluator:
                 lane = lanes[task]
                 if lane is None:
                     tick += ps[task]
-                elif kinds[task] or lane.queue or tick >= until or (heap and heap[0][0] <= tick):
+                elif kinds[task] & ~ORDERED or not (
+                    (tick < ordered_until and kinds[task] and not lane.mixed)
+                    or (tick < until and not lane.queue and (not heap or heap[0][0] > tick))
+                ):
                     heappush(heap, (tick, key + task, sub, followers))
                     return told
                 else:  # nothing comes before it: it is served here and now
@@ -430,7 +455,7 @@ class Evaluator:
                 whole = len(together) == len(followers)
                 heappush(heap, (tick, key + together[0], sub, followers if whole else together))
             if kinds[task] & TOLD:
-                told, until = True, 0
+                told, until, ordered_until = True, 0, 0
                 self._count(sub, kinds[task], tick)
                 if kinds[task] & PUBLISHED:
                     self._land(sub.graph.publish[task], tick)

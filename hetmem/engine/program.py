@@ -1,21 +1,22 @@
 """A program: a template made ready for the evaluator, once per run: its lanes, its sums by lane, its straight line."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
 from operator import itemgetter, mul
 from typing import Any
 
 from attrs import Factory, define, field
 
 from hetmem.engine.graph import Template
-from hetmem.engine.straight_line import StraightLine, straight_line
+from hetmem.engine.straight_line import StraightLine, ancestors, straight_line
 from hetmem.errors import ConfigError
 from hetmem.hardware.lane import Lane
 
 #: What kind of task one is, as bits: the gate or the end of the graph waits for it itself (not for one that follows
-#: it), it is of a class other than 0, it publishes a handle, its end matters to a server or a gate, or it
-#: is in the background at a server.
-GATE, LAST, QUEUED, PUBLISHED, WATCHED, BEHIND = 1, 2, 4, 8, 16, 32
+#: it), it is of a class other than 0, it publishes a handle, its end matters to a server or a gate, it is in the
+#: background at a server, or the graph sets the order of all the tasks at its server.
+GATE, LAST, QUEUED, PUBLISHED, WATCHED, BEHIND, ORDERED = 1, 2, 4, 8, 16, 32, 64
 TOLD = GATE | LAST | PUBLISHED
 
 #: Submissions of a template before it is compiled: about as long as compiling takes, the other way takes for these.
@@ -43,7 +44,8 @@ class Program:
     expand : callable
         Spreads a sequence by slot over the tasks.
     kinds : bytes
-        By task: bits of :data:`GATE`, :data:`LAST` and :data:`QUEUED`; with the last, of :data:`WATCHED`.
+        By task: bits of :data:`GATE`, :data:`LAST`, :data:`ORDERED` and :data:`QUEUED`; with the last, of
+        :data:`WATCHED`.
     gates, lasts : int
         Tasks of the first two kinds.
     barriers : dict of int to (lanes, picker)
@@ -144,6 +146,8 @@ def program(template: Template, lanes: Mapping[str, Lane]) -> Program:
         if name is not None and name not in lanes:
             raise ConfigError("graph", f"the machine has no server {name!r}; it has {', '.join(lanes)}")
     kinds = _kinds(template)
+    for name in _mixed(template):
+        lanes[name].mixed = True
     return Program(
         template,
         template.successors,
@@ -187,14 +191,37 @@ def _kinds(template: Template) -> bytes:
             kinds[task] |= BEHIND
         if template.classes[task] and template.servers[task] is not None:
             kinds[task] |= QUEUED | (WATCHED if matters[task] else 0)
+    for tasks in _ordered(template):
+        for task in tasks:
+            kinds[task] |= ORDERED
     return bytes(kinds)
+
+
+def _mixed(template: Template) -> set[str]:
+    """Return the servers at which the template has work of other classes, or in the background."""
+    tasks = zip(template.servers, template.classes, template.background, strict=True)
+    return {name for name, cls, background in tasks if name is not None and (cls or background)}
+
+
+def _ordered(template: Template) -> Iterator[list[int]]:
+    """Yield the tasks of each server at which each follows the one before, if only through others."""
+    mixed, before = _mixed(template), ancestors(template)
+    tasks: dict[str, list[int]] = {}
+    for task, name in enumerate(template.servers):
+        if name is not None and name not in mixed:
+            tasks.setdefault(name, []).append(task)
+    for mine in tasks.values():
+        if all(before[task] >> last & 1 for last, task in pairwise(mine)):
+            yield mine
 
 
 def _barriers(template: Template, kinds: Sequence[int], lanes: Mapping[str, Lane]) -> dict[int, Barrier]:
     barriers: dict[int, Barrier] = {}
     for tasks in template.successors:
         names = [name for task in tasks if (name := template.servers[task]) is not None]
-        plain = len(names) == len(tasks) > 1 and not any(template.lag_ps[task] or kinds[task] for task in tasks)
+        plain = len(names) == len(tasks) > 1 and not any(
+            template.lag_ps[task] or kinds[task] & ~ORDERED for task in tasks
+        )
         if plain and len({template.successors[task] for task in tasks}) == 1:
             barriers[id(tasks)] = ([lanes[name] for name in names], picker(tasks))
     return barriers

@@ -34,6 +34,15 @@ def straight_line(template: Template) -> StraightLine:
     return line
 
 
+def ancestors(template: Template) -> list[int]:
+    """Return the tasks that each task follows, if only through others, as the bits of an integer."""
+    found = [0] * len(template)
+    for task, successors in enumerate(template.successors):
+        for successor in successors:
+            found[successor] |= found[task] | 1 << task
+    return found
+
+
 #: The first layers of a repetition are written out: what is known of the next one reaches back no further.
 PEELED = 2
 
@@ -59,16 +68,11 @@ class _Writer:
         self._values = 0
         names = dict.fromkeys(name for name in template.servers if name is not None)
         self.lanes = {name: _Lane(number) for number, name in enumerate(names)}
-        n = len(template)
-        self.preds: list[list[int]] = [[] for _ in range(n)]
+        self.preds: list[list[int]] = [[] for _ in range(len(template))]
         for pred, successors in enumerate(template.successors):
             for successor in successors:
                 self.preds[successor].append(pred)
-        # The ancestors of each task as the bits of an integer, and so of those whose ends make it ready.
-        self.ancestors = [0] * n
-        for task in range(n):
-            for pred in self.preds[task]:
-                self.ancestors[task] |= self.ancestors[pred] | 1 << pred
+        self.ancestors = ancestors(template)
         self.ends: dict[int, str] = {}
         self.ready: dict[int, str] = {}
         self.lasts = [task for task, successors in enumerate(template.successors) if not successors]

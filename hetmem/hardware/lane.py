@@ -40,10 +40,12 @@ class Lane:
         The tick at which the evaluator looks at the queue again; -1 for none.
     watched : int
         Queued work of which the evaluator wants to know the end when it comes.
+    mixed : bool
+        Whether some template has work of other classes, or in the background, here.
     """
 
     __slots__ = (
-        "_spent", "_starts", "asked_ps", "bytes", "ended", "energy_fj", "free_ps", "jobs", "name", "number",
+        "_spent", "_starts", "asked_ps", "bytes", "ended", "energy_fj", "free_ps", "jobs", "mixed", "name", "number",
         "pending_fj", "queue", "served_ps", "wait_ps", "wake_ps", "watched",
     )  # fmt: skip
 
@@ -52,6 +54,7 @@ class Lane:
         self.free_ps = self.served_ps = self.asked_ps = self.wait_ps = 0
         self.jobs = self.bytes = self.energy_fj = self.watched = 0
         self.wake_ps = -1
+        self.mixed = False
         #: Work of other classes, as [class, ready tick, key, ticks left, chunk, owner, index, first start or -1].
         self.queue: list[list[Any]] = []
         #: Called as ``ended(owner, index, start_ps, end_ps)`` when work of the queue is given its end.
