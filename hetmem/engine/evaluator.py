@@ -108,9 +108,10 @@ class Evaluator:
         prog = self._program(graph.template)
         now = self.env.now
         ps, lanes = self._account(prog, graph)
+        apart = self._tracing or not prog.joined.isdisjoint(graph.publish)
         sub = _Submission(
             graph, rank, rank * TASKS_PER_STEP, simpy.Event(self.env), prog, ps, lanes, prog.kinds_of(graph.publish),
-            {} if self._tracing or graph.publish else prog.barriers, prog.gates, prog.lasts, now,
+            {} if apart else prog.barriers, prog.gates, prog.lasts, now,
         )  # fmt: skip
         if prog.lasts:
             self.outstanding[rank] = sub
@@ -315,7 +316,7 @@ class Evaluator:
     def _serve_barrier(self, sub: _Submission, tasks: Sequence[int], tick: int, until: int) -> bool:
         """Do the same for tasks that the same tasks wait for: for those, the one that ends last stands for all."""
         latest, told = 0, False
-        lanes, pick = sub.barriers[id(tasks)]
+        lanes, pick, _ = sub.barriers[id(tasks)]
         for lane, lasts in zip(lanes, pick(sub.ps)):  # noqa: B905 - as long as each other, and the innermost loop
             if lane.queue:
                 lane.advance(tick)

@@ -26,7 +26,7 @@ MOST_SKIPPED = 64
 
 Picker = Callable[[Sequence[Any]], Sequence[Any]]
 Adder = Callable[[Sequence[int]], int]
-Barrier = tuple[list[Lane], Picker]
+Barrier = tuple[list[Lane], Picker, tuple[int, ...]]
 
 
 @define(eq=False)
@@ -48,9 +48,11 @@ class Program:
         :data:`WATCHED`.
     gates, lasts : int
         Tasks of the first two kinds.
-    barriers : dict of int to (lanes, picker)
+    barriers : dict of int to (lanes, picker, tasks)
         By the id of an item of ``successors`` whose tasks all have the same successors, no lag and no kind: their
-        lanes, and what picks their items out of a sequence by task.
+        lanes, what picks their items out of a sequence by task, and they themselves.
+    joined : set of int
+        The tasks of all barriers.
     sums : list of (lanes, adder, number)
         What adds over the tasks of a lane, given by slot, and how many those are; lanes with the same slots together.
     behind : list of (lane, adder)
@@ -71,6 +73,7 @@ class Program:
     gates: int
     lasts: int
     barriers: dict[int, Barrier]
+    joined: frozenset[int]
     sums: list[tuple[list[Lane], Adder, int]]
     behind: list[tuple[Lane, Adder]]
     free_slots: frozenset[int]
@@ -148,6 +151,7 @@ def program(template: Template, lanes: Mapping[str, Lane]) -> Program:
     kinds = _kinds(template)
     for name in _mixed(template):
         lanes[name].mixed = True
+    barriers = _barriers(template, kinds, lanes)
     return Program(
         template,
         template.successors,
@@ -158,7 +162,8 @@ def program(template: Template, lanes: Mapping[str, Lane]) -> Program:
         kinds,
         sum(bool(kind & GATE) for kind in kinds),
         sum(bool(kind & LAST) for kind in kinds),
-        _barriers(template, kinds, lanes),
+        barriers,
+        frozenset(task for *_, tasks in barriers.values() for task in tasks),
         _sums(template, lanes),
         [(lane, add) for group, add, _ in _sums(template, lanes, behind=True) for lane in group],
         frozenset(s for name, s in zip(template.servers, template.slot_index, strict=True) if name is None and s),
@@ -223,7 +228,7 @@ def _barriers(template: Template, kinds: Sequence[int], lanes: Mapping[str, Lane
             template.lag_ps[task] or kinds[task] & ~ORDERED for task in tasks
         )
         if plain and len({template.successors[task] for task in tasks}) == 1:
-            barriers[id(tasks)] = ([lanes[name] for name in names], picker(tasks))
+            barriers[id(tasks)] = ([lanes[name] for name in names], picker(tasks), tasks)
     return barriers
 
 
