@@ -1,9 +1,9 @@
 """Which neurons fire at each token of a sequence: a fast synthetic source, in packed bits.
 
-Unit ``i`` of a layer (a neuron, or a group of neurons taken to fire together) is bit ``i % 64`` of word ``i
-// 64``. The frequencies, rates and persistence are those of :mod:`hetmem.model.sparsity`; the index of a unit
-says nothing of its frequency. On top of them comes correlation: a unit and its *sibling* half a layer
-away have neighbouring frequencies and draw the same random bits where they draw anew; and a unit that is
+A unit of a layer is a neuron, or a group of neurons taken to fire together. The frequencies, rates and
+persistence are those of :mod:`hetmem.model.sparsity`; the index of a unit says nothing of its frequency. On
+top of them comes correlation: a unit and its *sibling* half a layer away have neighbouring frequencies and
+draw the same random bits where they draw anew; and a unit that is
 *linked* follows the unit of the same index one layer before: it has its rate quantile, and at each token,
 with probability ``follow``, its random bits. Sharing the random bits and not the outcome leaves every unit
 its own frequency.
@@ -24,12 +24,11 @@ from attrs import field, frozen, validators
 from numpy.typing import NDArray
 
 from hetmem.errors import ConfigError
+from hetmem.model.bits import LANES, Words, pack, tally, unpack
 from hetmem.model.rates import QUANTILES, RateTable, rate_table, rungs_of
 from hetmem.model.sparsity import BlockSparsity, FiringLaw, fit_firing_law
 from hetmem.rng import stream
 
-Words = NDArray[np.uint64]
-_LANES = 64
 _RATE_DIGITS = 12
 _FOLLOW_DIGITS = 5
 _KEEP_DIGITS = 6
@@ -62,7 +61,7 @@ class NeuronBlock:
     @property
     def n_words(self) -> int:
         """Words of one layer at one token; even, because siblings are half of them apart."""
-        return 2 * -(-self.n_units // (2 * _LANES))
+        return 2 * -(-self.n_units // (2 * LANES))
 
 
 class ActivitySource(Protocol):
@@ -94,7 +93,7 @@ class ActivationModel:
     @property
     def sibling(self) -> NDArray[np.int64]:
         """The sibling of each unit, itself where its half of the layer has no partner."""
-        n, half = self.block.n_units, self.block.n_words // 2 * _LANES
+        n, half = self.block.n_units, self.block.n_words // 2 * LANES
         index = np.arange(n)
         partner = (index + half) % (2 * half)
         return np.where(partner < n, partner, index)
@@ -115,13 +114,13 @@ def activation_model(block: NeuronBlock, seed: int) -> ActivationModel:
     """
     law = fit_firing_law(block.sparsity, block.n_layers)
     n, n_words = block.n_units, block.n_words
-    half = n_words // 2 * _LANES
+    half = n_words // 2 * LANES
     rng = stream(seed, f"activation-structure/{block.name}")
     # siblings take neighbouring ranks; the order of the pairs is random and the same in every layer
     place = np.arange(n)
     rank = np.empty(n, dtype=np.int64)
     rank[np.lexsort((place // half, rng.permutation(half)[place % half]))] = np.arange(n)
-    padded = np.zeros((block.n_layers, n_words * _LANES), dtype=np.float32)
+    padded = np.zeros((block.n_layers, n_words * LANES), dtype=np.float32)
     for layer in range(block.n_layers):
         padded[layer, :n] = law.frequencies(layer, n)[rank]
     linked = np.repeat(rng.random((block.n_layers, 1, half)) < block.sparsity.link, 2, axis=1)
@@ -136,29 +135,12 @@ def activation_model(block: NeuronBlock, seed: int) -> ActivationModel:
     )
 
 
-def pack(bits: NDArray[np.bool_]) -> Words:
-    """Return ``bits`` packed along the last axis, whose length must be a multiple of 64."""
-    return np.packbits(bits, axis=-1, bitorder="little").view("<u8")
-
-
-def unpack(words: Words, n: int) -> NDArray[np.bool_]:
-    """Return the first ``n`` bits along the last axis as booleans."""
-    flat = np.ascontiguousarray(words).view(np.uint8)
-    return np.unpackbits(flat, axis=-1, count=n, bitorder="little").view(np.bool_)
-
-
 def count_fired(source: ActivitySource, n_tokens: int) -> dict[str, NDArray[np.uint16]]:
     """Take ``n_tokens`` tokens and return how often each unit fired, ``[layer, unit]`` by kind of block."""
-    digits: dict[str, list[Words]] = {}  # counters cut into bit planes, least digit first
+    digits: dict[str, list[Words]] = {name: [] for name in source.n_units}
     for _ in range(n_tokens):
         for name, words in source.next_token().items():
-            carry = words
-            for digit in (planes := digits.setdefault(name, [])):
-                carried = digit & carry
-                digit ^= carry
-                carry = carried
-            if carry.any() or not planes:
-                planes.append(carry.copy())
+            tally(digits[name], words)
     return {name: _add_planes(planes, source.n_units[name]) for name, planes in digits.items()}
 
 
@@ -173,20 +155,6 @@ def next_batch(sources: Sequence[ActivitySource]) -> dict[str, Words]:
     """Return the next token of each sequence of a batch, ``[sequence, layer, word]`` by kind of block."""
     tokens = [source.next_token() for source in sources]
     return {name: np.stack([token[name] for token in tokens]) for name in tokens[0]}
-
-
-def union(batch: Words) -> Words:
-    """Return the units that fire in any sequence of ``batch[sequence, ...]``: their weights are read."""
-    return np.asarray(np.bitwise_or.reduce(batch, axis=0))
-
-
-def count_in(words: Words, masks: Words) -> NDArray[np.int64]:
-    """Return how many units fire within each mask, ``[..., place, layer]``.
-
-    ``words`` is packed ``[..., layer, word]``, ``masks[place, layer, word]`` the units that each place holds.
-    """
-    within = np.bitwise_count(words[..., None, :, :] & masks)
-    return np.asarray(within.sum(axis=-1, dtype=np.int64))
 
 
 class GeneratedActivity:
@@ -294,7 +262,7 @@ class _SequenceBlock:
     def _fresh_quantiles(self) -> NDArray[np.uint16]:
         """Return the rate quantile of every unit, ``[layer, unit]``; linked units share theirs."""
         n_layers, _, half = self._linked.shape
-        drawn = self._rng.integers(QUANTILES, size=(n_layers, 1, half * _LANES), dtype=np.uint16)
+        drawn = self._rng.integers(QUANTILES, size=(n_layers, 1, half * LANES), dtype=np.uint16)
         return self._along_links(np.repeat(drawn, 2, axis=1).reshape(n_layers, -1))
 
     def _along_links(self, values: NDArray[np.uint16]) -> NDArray[np.uint16]:

@@ -17,9 +17,9 @@ from hetmem.model.activation import (
     GeneratedActivity,
     NeuronBlock,
     activation_model,
-    unpack,
 )  # fmt: skip
 from hetmem.model.activity_trace import correlated_units, read_activity
+from hetmem.model.bits import unpack
 from hetmem.model.sparsity import BlockSparsity, block_sparsity, sparsity_anchors
 from hetmem.model.spec import ModelSpec
 

@@ -19,8 +19,8 @@ from hetmem.engine.step import Plan, StepOutcome, StepView
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.link import LinkPath
 from hetmem.model import StepShape, layer_kernels
-from hetmem.model.activation import union, unpack
 from hetmem.model.activity_config import BLOCKS
+from hetmem.model.bits import union, unpack
 from hetmem.monitor.table import Table
 from hetmem.system.base import Setup
 from hetmem.system.neuron_feed import NeuronFeed

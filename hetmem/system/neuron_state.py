@@ -15,8 +15,8 @@ from attrs import define, field, frozen
 from numpy.typing import NDArray
 
 from hetmem.engine.step import StepView
-from hetmem.model.activation import union, unpack
 from hetmem.model.activity_config import BLOCKS, Neurons
+from hetmem.model.bits import union, unpack
 from hetmem.monitor.table import Table
 from hetmem.policy.adjustment import AdjustmentView
 from hetmem.policy.balance import NOWHERE, BalanceView, OfflineOptimal

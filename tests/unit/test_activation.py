@@ -10,13 +10,10 @@ from hetmem.model.activation import (
     NeuronBlock,
     activation_model,
     count_fired,
-    count_in,
     next_batch,
-    pack,
-    union,
-    unpack,
 )
 from hetmem.model.activity_stats import followers, measure, similarity
+from hetmem.model.bits import count_in, pack, union, unpack
 from hetmem.model.sparsity import block_sparsity, sparsity_anchors
 
 
