@@ -104,7 +104,7 @@ def _units(name: str, block: str, neurons: int, group: int) -> int:
 
 def _pack_groups(bits: NDArray[np.bool_], group: int) -> Words:
     tokens, layers, neurons = bits.shape
-    units = bits.reshape(tokens, layers, neurons // group, group).any(axis=-1)
+    units = np.asarray(bits.reshape(tokens, layers, neurons // group, group).any(axis=-1))
     words = pack(units)
     words.flags.writeable = False
     return words
