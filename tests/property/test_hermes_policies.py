@@ -102,6 +102,7 @@ def test_adjustment_swaps_within_budget_and_never_for_a_colder_unit(data):
         assert states[evicted].max() <= states[after & resident].min(initial=15)
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([0, 3, None]))
 def test_layers_together_are_decided_as_each_alone(seed, most):
     rng = np.random.default_rng(seed)
