@@ -10,7 +10,7 @@ its own frequency.
 
 All draws are bitwise over whole words: a Bernoulli draw with a rate of its own per lane folds one random word
 per binary digit of the rate, ``majority(x, random, digit)``. The Markov step is one select. Rates are rounded
-to 12 binary digits at random, which keeps their mean. Ignored: everything that the module of the law ignores;
+to 8 binary digits at random, which keeps their mean. Ignored: everything that the module of the law ignores;
 a group that fires together overstates the noise of counts, so units of one neuron are the faithful choice and
 larger ones the cheap one.
 """
@@ -25,16 +25,16 @@ from numpy.typing import NDArray
 
 from hetmem.errors import ConfigError
 from hetmem.model.bits import LANES, Words, pack, tally, unpack
+from hetmem.model.random_words import RandomWords
 from hetmem.model.rates import QUANTILES, RateTable, rate_table, rungs_of
 from hetmem.model.sparsity import BlockSparsity, FiringLaw, fit_firing_law
 from hetmem.rng import stream
 
-_RATE_DIGITS = 12
+_RATE_DIGITS = 8
 _FOLLOW_DIGITS = 5
 _KEEP_DIGITS = 6
 _CHUNK_WORDS = 2048  # words drawn at once for a layer: large enough to amortise calls, small enough for the cache
 _RENEWAL_TOKENS = 32  # new rates come at multiples of this; a power of two, and the longest chunk
-_ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @frozen
@@ -186,6 +186,7 @@ class _SequenceBlock:
         self.name = model.block.name
         self._model = model
         self._rng = stream(seed, f"activation/{self.name}/{sequence}")
+        self._words = RandomWords(self._rng)
         shape = (model.block.n_layers, 2, model.block.n_words // 2)
         self._linked: Words = model.linked.reshape(shape)
         self._quantiles = self._fresh_quantiles()
@@ -213,51 +214,30 @@ class _SequenceBlock:
         law, sparsity, n_layers = self._model.law, self._model.block.sparsity, self._model.block.n_layers
         drawn = np.empty((chunk, n_layers, 2, half), dtype=np.uint64)
         keep = np.empty_like(drawn)
-        planes = np.empty((_RATE_DIGITS + 1, 2, chunk, half), dtype=np.uint64)
-        state = np.empty(planes.shape[1:], dtype=np.uint64)
-        spare = np.empty_like(state)
-        apart = np.empty_like(planes)
+        planes = np.zeros((_RATE_DIGITS, 2, chunk, half), dtype=np.uint64)
+        kept, state = np.zeros((2, 2, chunk, half), dtype=np.uint64)
+        spare, apart = np.empty_like(state), np.empty_like(planes)
         for layer in range(n_layers):
-            fresh = self._raw((_RATE_DIGITS + 1, 1, chunk, half))
-            fresh[-1] = self._bernoulli(law.persistence, _KEEP_DIGITS, fresh[-1].shape)
-            if layer == 0:
-                planes[:] = fresh
-            else:  # where the layer before is followed its random words stay, elsewhere fresh ones come
-                follow = self._bernoulli(sparsity.follow, _FOLLOW_DIGITS, state.shape)
-                follow &= self._linked[layer][:, None, :]
-                np.invert(follow, out=follow)
-                np.bitwise_xor(planes, fresh, out=apart)
-                apart &= follow
-                planes ^= apart
-            state[:] = 0
+            # Where the layer before is followed its random words stay, elsewhere fresh ones come.
+            anew = self._words.bernoulli(1.0 - sparsity.follow, _FOLLOW_DIGITS, state.shape)
+            anew |= ~self._linked[layer][:, None, :]
+            fresh = self._words.draw((_RATE_DIGITS, 1, chunk, half))
+            np.bitwise_and(fresh, anew, out=apart)
+            planes ^= apart  # random words that differ by random ones are as good as new
+            fresh_kept = self._words.bernoulli(law.persistence, _KEEP_DIGITS, (1, chunk, half))
+            np.bitwise_xor(kept, fresh_kept, out=spare)
+            spare &= anew
+            kept ^= spare
             digits = self._digits[layer]
-            for place in range(_RATE_DIGITS):  # from the least digit: majority(state, random, digit)
+            np.bitwise_and(planes[0], digits[0], out=state)
+            for place in range(1, _RATE_DIGITS):  # from the least digit: majority(state, random, digit)
                 np.bitwise_xor(planes[place], state, out=spare)
                 spare &= digits[place]
                 state &= planes[place]
                 state |= spare
             drawn[:, layer] = state.transpose(1, 0, 2)
-            keep[:, layer] = planes[-1].transpose(1, 0, 2)
+            keep[:, layer] = kept.transpose(1, 0, 2)
         return drawn, keep
-
-    def _raw(self, shape: tuple[int, ...]) -> Words:
-        return self._rng.bit_generator.random_raw(int(np.prod(shape))).reshape(shape)
-
-    def _bernoulli(self, probability: float, digits: int, shape: tuple[int, ...]) -> Words:
-        """Return words whose bits are 1 with ``probability``, rounded to ``digits`` binary digits."""
-        fraction = round(probability * (1 << digits))
-        if fraction in (0, 1 << digits):
-            return np.full(shape, _ALL if fraction else 0, dtype=np.uint64)
-        while fraction % 2 == 0:
-            fraction, digits = fraction // 2, digits - 1
-        words = self._raw((digits, *shape))
-        state = words[0]
-        for place in range(1, digits):
-            if fraction >> place & 1:
-                state |= words[place]
-            else:
-                state &= words[place]
-        return np.asarray(state)
 
     def _fresh_quantiles(self) -> NDArray[np.uint16]:
         """Return the rate quantile of every unit, ``[layer, unit]``; linked units share theirs."""
