@@ -37,10 +37,14 @@ def tally(digits: list[Words], words: Words) -> None:
         digits.append(carry.copy())
 
 
+def count(words: Words) -> NDArray[np.int64]:
+    """Return how many bits are set along the last axis."""
+    return np.asarray(np.bitwise_count(words).sum(axis=-1, dtype=np.int64))
+
+
 def count_in(words: Words, masks: Words) -> NDArray[np.int64]:
     """Return how many units fire within each mask, ``[..., place, layer]``.
 
     ``words`` is packed ``[..., layer, word]``, ``masks[place, layer, word]`` the units that each place holds.
     """
-    within = np.bitwise_count(words[..., None, :, :] & masks)
-    return np.asarray(within.sum(axis=-1, dtype=np.int64))
+    return count(words[..., None, :, :] & masks)
