@@ -222,14 +222,14 @@ class _SequenceBlock:
             anew = self._words.bernoulli(1.0 - sparsity.follow, _FOLLOW_DIGITS, state.shape)
             anew |= ~self._linked[layer][:, None, :]
             fresh = self._words.draw((_RATE_DIGITS, 1, chunk, half))
-            np.bitwise_and(fresh, anew, out=apart)
-            planes ^= apart  # random words that differ by random ones are as good as new
             fresh_kept = self._words.bernoulli(law.persistence, _KEEP_DIGITS, (1, chunk, half))
-            np.bitwise_xor(kept, fresh_kept, out=spare)
-            spare &= anew
-            kept ^= spare
+            for old, new, changed in ((planes, fresh, apart), (kept, fresh_kept, spare)):
+                np.bitwise_xor(old, new, out=changed)
+                changed &= anew
+                old ^= changed
             digits = self._digits[layer]
             np.bitwise_and(planes[0], digits[0], out=state)
+            state |= digits[-1]
             for place in range(1, _RATE_DIGITS):  # from the least digit: majority(state, random, digit)
                 np.bitwise_xor(planes[place], state, out=spare)
                 spare &= digits[place]
@@ -258,17 +258,24 @@ class _SequenceBlock:
         self._digits = self._rate_digits()
 
     def _rate_digits(self) -> Words:
-        """Return the digits of the rates, least first, packed: ``[layer, digit, half, 1, word]``."""
+        """Return the digits of the rates, least first, packed: ``[layer, digit, half, 1, word]``.
+
+        The last says which lanes have a rate of 1, whose digits are all set.
+        """
         n_layers, _, half = self._linked.shape
         rates = self._model.table.draw(self._model.rungs, self._quantiles)
         dropped = 16 - _RATE_DIGITS
         noise = self._rng.integers(1 << dropped, size=rates.shape, dtype=np.uint16)
-        rounded = np.minimum(rates, np.uint16(((1 << _RATE_DIGITS) - 1) << dropped)) + noise >> np.uint16(dropped)
+        rounded = (rates >> np.uint16(dropped)) + (
+            noise + (rates & np.uint16((1 << dropped) - 1)) >> np.uint16(dropped)
+        )
         rounded[:, self._model.block.n_units :] = 0  # lanes beyond the last unit never fire
-        packed = np.empty((n_layers, _RATE_DIGITS, 2, 1, half), dtype=np.uint64)
+        surely = rounded >> np.uint16(_RATE_DIGITS)
+        rounded -= surely
+        packed = np.empty((n_layers, _RATE_DIGITS + 1, 2, 1, half), dtype=np.uint64)
         for place in range(_RATE_DIGITS):
-            digit = pack(rounded & np.uint16(1 << place) != 0)
-            packed[:, place] = digit.reshape(n_layers, 2, 1, half)
+            packed[:, place] = pack(rounded & np.uint16(1 << place) != 0).reshape(n_layers, 2, 1, half)
+        packed[:, -1] = pack(surely != 0).reshape(n_layers, 2, 1, half)
         return packed
 
 
