@@ -5,6 +5,7 @@ clocks that fall under a power cap, ECC, and memory beside weights, KV and activ
 """
 
 import math
+from typing import Any
 
 from attrs import field, frozen
 from attrs.validators import ge, gt
@@ -97,7 +98,7 @@ class GpuSpec:
         busy_s = max(flops / self.peak_flops(dtype), MEMORY_POWER * n_bytes / self.memory_bytes_per_s)
         return to_fj((self.tdp_w - self.context_w) * busy_s)
 
-    def stream_s(self, n_bytes: float) -> float:
+    def stream_s(self, n_bytes: Any) -> Any:
         """Return the seconds to stream ``n_bytes`` from the GPU's memory, no kernel around it."""
         return n_bytes / (self.memory_bytes_per_s * self.stream_efficiency)
 

@@ -8,8 +8,9 @@ overhead. The memory leg is the kernel's bytes at the rate of a plain stream, ne
 """
 
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 from attrs import evolve, frozen
 
 from hetmem.hardware.device import Device, device
@@ -96,15 +97,13 @@ class GpuLaw:
         law = self.calibration.law("gemm")
         return law.compute_efficiency, min(law.memory_efficiency, self.spec.stream_efficiency)
 
-    def legs_s(
-        self, flops: float, n_bytes: float, dtype: str = "fp16", call: Call | None = None
-    ) -> tuple[float, float]:
+    def legs_s(self, flops: Any, n_bytes: Any, dtype: str = "fp16", call: Call | None = None) -> tuple[Any, Any]:
         """Return the seconds of a kernel alone, and of its memory leg.
 
         Parameters
         ----------
         flops, n_bytes
-            Its operations and bytes; without either it takes no time.
+            Its operations and bytes; without either it takes no time. Arrays, of kernels of unknown shape.
         dtype
             The units that multiply.
         call
@@ -112,9 +111,12 @@ class GpuLaw:
         """
         if self.calibration is None:
             return self.spec.roofline_s(flops, n_bytes, dtype)
+        peaks = self._peaks[dtype]
+        if isinstance(n_bytes, np.ndarray):
+            whole = self.calibration.law("gemm").shapeless_s(peaks, flops, n_bytes) * ((flops > 0) | (n_bytes > 0))
+            return whole, np.minimum(whole, self.spec.stream_s(n_bytes))
         if not flops and not n_bytes:
             return 0.0, 0.0
-        peaks = self._peaks[dtype]
         if call is None:
             whole = self.calibration.law("gemm").shapeless_s(peaks, flops, n_bytes)
         else:

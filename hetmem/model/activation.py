@@ -1,16 +1,16 @@
 """Which neurons fire at each token of a sequence: a fast synthetic source, in packed bits.
 
-Unit ``i`` of a layer (a neuron, or a group of neurons taken to fire together) is bit ``i % 64`` of word ``i
-// 64``. The frequencies, rates and persistence are those of :mod:`hetmem.model.sparsity`; the index of a unit
-says nothing of its frequency. On top of them comes correlation: a unit and its *sibling* half a layer
-away have neighbouring frequencies and draw the same random bits where they draw anew; and a unit that is
+A unit of a layer is a neuron, or a group of neurons taken to fire together. The frequencies, rates and
+persistence are those of :mod:`hetmem.model.sparsity`; the index of a unit says nothing of its frequency. On
+top of them comes correlation: a unit and its *sibling* half a layer away have neighbouring frequencies and
+draw the same random bits where they draw anew; and a unit that is
 *linked* follows the unit of the same index one layer before: it has its rate quantile, and at each token,
 with probability ``follow``, its random bits. Sharing the random bits and not the outcome leaves every unit
 its own frequency.
 
 All draws are bitwise over whole words: a Bernoulli draw with a rate of its own per lane folds one random word
 per binary digit of the rate, ``majority(x, random, digit)``. The Markov step is one select. Rates are rounded
-to 12 binary digits at random, which keeps their mean. Ignored: everything that the module of the law ignores;
+to 8 binary digits at random, which keeps their mean. Ignored: everything that the module of the law ignores;
 a group that fires together overstates the noise of counts, so units of one neuron are the faithful choice and
 larger ones the cheap one.
 """
@@ -24,18 +24,17 @@ from attrs import field, frozen, validators
 from numpy.typing import NDArray
 
 from hetmem.errors import ConfigError
+from hetmem.model.bits import LANES, Words, pack, tally, unpack
+from hetmem.model.random_words import RandomWords
 from hetmem.model.rates import QUANTILES, RateTable, rate_table, rungs_of
 from hetmem.model.sparsity import BlockSparsity, FiringLaw, fit_firing_law
 from hetmem.rng import stream
 
-Words = NDArray[np.uint64]
-_LANES = 64
-_RATE_DIGITS = 12
+_RATE_DIGITS = 8
 _FOLLOW_DIGITS = 5
 _KEEP_DIGITS = 6
 _CHUNK_WORDS = 2048  # words drawn at once for a layer: large enough to amortise calls, small enough for the cache
 _RENEWAL_TOKENS = 32  # new rates come at multiples of this; a power of two, and the longest chunk
-_ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @frozen
@@ -62,7 +61,7 @@ class NeuronBlock:
     @property
     def n_words(self) -> int:
         """Words of one layer at one token; even, because siblings are half of them apart."""
-        return 2 * -(-self.n_units // (2 * _LANES))
+        return 2 * -(-self.n_units // (2 * LANES))
 
 
 class ActivitySource(Protocol):
@@ -94,7 +93,7 @@ class ActivationModel:
     @property
     def sibling(self) -> NDArray[np.int64]:
         """The sibling of each unit, itself where its half of the layer has no partner."""
-        n, half = self.block.n_units, self.block.n_words // 2 * _LANES
+        n, half = self.block.n_units, self.block.n_words // 2 * LANES
         index = np.arange(n)
         partner = (index + half) % (2 * half)
         return np.where(partner < n, partner, index)
@@ -115,13 +114,13 @@ def activation_model(block: NeuronBlock, seed: int) -> ActivationModel:
     """
     law = fit_firing_law(block.sparsity, block.n_layers)
     n, n_words = block.n_units, block.n_words
-    half = n_words // 2 * _LANES
+    half = n_words // 2 * LANES
     rng = stream(seed, f"activation-structure/{block.name}")
     # siblings take neighbouring ranks; the order of the pairs is random and the same in every layer
     place = np.arange(n)
     rank = np.empty(n, dtype=np.int64)
     rank[np.lexsort((place // half, rng.permutation(half)[place % half]))] = np.arange(n)
-    padded = np.zeros((block.n_layers, n_words * _LANES), dtype=np.float32)
+    padded = np.zeros((block.n_layers, n_words * LANES), dtype=np.float32)
     for layer in range(block.n_layers):
         padded[layer, :n] = law.frequencies(layer, n)[rank]
     linked = np.repeat(rng.random((block.n_layers, 1, half)) < block.sparsity.link, 2, axis=1)
@@ -136,29 +135,12 @@ def activation_model(block: NeuronBlock, seed: int) -> ActivationModel:
     )
 
 
-def pack(bits: NDArray[np.bool_]) -> Words:
-    """Return ``bits`` packed along the last axis, whose length must be a multiple of 64."""
-    return np.packbits(bits, axis=-1, bitorder="little").view("<u8")
-
-
-def unpack(words: Words, n: int) -> NDArray[np.bool_]:
-    """Return the first ``n`` bits along the last axis as booleans."""
-    flat = np.ascontiguousarray(words).view(np.uint8)
-    return np.unpackbits(flat, axis=-1, count=n, bitorder="little").view(np.bool_)
-
-
 def count_fired(source: ActivitySource, n_tokens: int) -> dict[str, NDArray[np.uint16]]:
     """Take ``n_tokens`` tokens and return how often each unit fired, ``[layer, unit]`` by kind of block."""
-    digits: dict[str, list[Words]] = {}  # counters cut into bit planes, least digit first
+    digits: dict[str, list[Words]] = {name: [] for name in source.n_units}
     for _ in range(n_tokens):
         for name, words in source.next_token().items():
-            carry = words
-            for digit in (planes := digits.setdefault(name, [])):
-                carried = digit & carry
-                digit ^= carry
-                carry = carried
-            if carry.any() or not planes:
-                planes.append(carry.copy())
+            tally(digits[name], words)
     return {name: _add_planes(planes, source.n_units[name]) for name, planes in digits.items()}
 
 
@@ -173,20 +155,6 @@ def next_batch(sources: Sequence[ActivitySource]) -> dict[str, Words]:
     """Return the next token of each sequence of a batch, ``[sequence, layer, word]`` by kind of block."""
     tokens = [source.next_token() for source in sources]
     return {name: np.stack([token[name] for token in tokens]) for name in tokens[0]}
-
-
-def union(batch: Words) -> Words:
-    """Return the units that fire in any sequence of ``batch[sequence, ...]``: their weights are read."""
-    return np.asarray(np.bitwise_or.reduce(batch, axis=0))
-
-
-def count_in(words: Words, masks: Words) -> NDArray[np.int64]:
-    """Return how many units fire within each mask, ``[..., place, layer]``.
-
-    ``words`` is packed ``[..., layer, word]``, ``masks[place, layer, word]`` the units that each place holds.
-    """
-    within = np.bitwise_count(words[..., None, :, :] & masks)
-    return np.asarray(within.sum(axis=-1, dtype=np.int64))
 
 
 class GeneratedActivity:
@@ -218,6 +186,7 @@ class _SequenceBlock:
         self.name = model.block.name
         self._model = model
         self._rng = stream(seed, f"activation/{self.name}/{sequence}")
+        self._words = RandomWords(self._rng)
         shape = (model.block.n_layers, 2, model.block.n_words // 2)
         self._linked: Words = model.linked.reshape(shape)
         self._quantiles = self._fresh_quantiles()
@@ -245,56 +214,35 @@ class _SequenceBlock:
         law, sparsity, n_layers = self._model.law, self._model.block.sparsity, self._model.block.n_layers
         drawn = np.empty((chunk, n_layers, 2, half), dtype=np.uint64)
         keep = np.empty_like(drawn)
-        planes = np.empty((_RATE_DIGITS + 1, 2, chunk, half), dtype=np.uint64)
-        state = np.empty(planes.shape[1:], dtype=np.uint64)
-        spare = np.empty_like(state)
-        apart = np.empty_like(planes)
+        planes = np.zeros((_RATE_DIGITS, 2, chunk, half), dtype=np.uint64)
+        kept, state = np.zeros((2, 2, chunk, half), dtype=np.uint64)
+        spare, apart = np.empty_like(state), np.empty_like(planes)
         for layer in range(n_layers):
-            fresh = self._raw((_RATE_DIGITS + 1, 1, chunk, half))
-            fresh[-1] = self._bernoulli(law.persistence, _KEEP_DIGITS, fresh[-1].shape)
-            if layer == 0:
-                planes[:] = fresh
-            else:  # where the layer before is followed its random words stay, elsewhere fresh ones come
-                follow = self._bernoulli(sparsity.follow, _FOLLOW_DIGITS, state.shape)
-                follow &= self._linked[layer][:, None, :]
-                np.invert(follow, out=follow)
-                np.bitwise_xor(planes, fresh, out=apart)
-                apart &= follow
-                planes ^= apart
-            state[:] = 0
+            # Where the layer before is followed its random words stay, elsewhere fresh ones come.
+            anew = self._words.bernoulli(1.0 - sparsity.follow, _FOLLOW_DIGITS, state.shape)
+            anew |= ~self._linked[layer][:, None, :]
+            fresh = self._words.draw((_RATE_DIGITS, 1, chunk, half))
+            fresh_kept = self._words.bernoulli(law.persistence, _KEEP_DIGITS, (1, chunk, half))
+            for old, new, changed in ((planes, fresh, apart), (kept, fresh_kept, spare)):
+                np.bitwise_xor(old, new, out=changed)
+                changed &= anew
+                old ^= changed
             digits = self._digits[layer]
-            for place in range(_RATE_DIGITS):  # from the least digit: majority(state, random, digit)
+            np.bitwise_and(planes[0], digits[0], out=state)
+            state |= digits[-1]
+            for place in range(1, _RATE_DIGITS):  # from the least digit: majority(state, random, digit)
                 np.bitwise_xor(planes[place], state, out=spare)
                 spare &= digits[place]
                 state &= planes[place]
                 state |= spare
             drawn[:, layer] = state.transpose(1, 0, 2)
-            keep[:, layer] = planes[-1].transpose(1, 0, 2)
+            keep[:, layer] = kept.transpose(1, 0, 2)
         return drawn, keep
-
-    def _raw(self, shape: tuple[int, ...]) -> Words:
-        return self._rng.bit_generator.random_raw(int(np.prod(shape))).reshape(shape)
-
-    def _bernoulli(self, probability: float, digits: int, shape: tuple[int, ...]) -> Words:
-        """Return words whose bits are 1 with ``probability``, rounded to ``digits`` binary digits."""
-        fraction = round(probability * (1 << digits))
-        if fraction in (0, 1 << digits):
-            return np.full(shape, _ALL if fraction else 0, dtype=np.uint64)
-        while fraction % 2 == 0:
-            fraction, digits = fraction // 2, digits - 1
-        words = self._raw((digits, *shape))
-        state = words[0]
-        for place in range(1, digits):
-            if fraction >> place & 1:
-                state |= words[place]
-            else:
-                state &= words[place]
-        return np.asarray(state)
 
     def _fresh_quantiles(self) -> NDArray[np.uint16]:
         """Return the rate quantile of every unit, ``[layer, unit]``; linked units share theirs."""
         n_layers, _, half = self._linked.shape
-        drawn = self._rng.integers(QUANTILES, size=(n_layers, 1, half * _LANES), dtype=np.uint16)
+        drawn = self._rng.integers(QUANTILES, size=(n_layers, 1, half * LANES), dtype=np.uint16)
         return self._along_links(np.repeat(drawn, 2, axis=1).reshape(n_layers, -1))
 
     def _along_links(self, values: NDArray[np.uint16]) -> NDArray[np.uint16]:
@@ -310,17 +258,24 @@ class _SequenceBlock:
         self._digits = self._rate_digits()
 
     def _rate_digits(self) -> Words:
-        """Return the digits of the rates, least first, packed: ``[layer, digit, half, 1, word]``."""
+        """Return the digits of the rates, least first, packed: ``[layer, digit, half, 1, word]``.
+
+        The last says which lanes have a rate of 1, whose digits are all set.
+        """
         n_layers, _, half = self._linked.shape
         rates = self._model.table.draw(self._model.rungs, self._quantiles)
         dropped = 16 - _RATE_DIGITS
         noise = self._rng.integers(1 << dropped, size=rates.shape, dtype=np.uint16)
-        rounded = np.minimum(rates, np.uint16(((1 << _RATE_DIGITS) - 1) << dropped)) + noise >> np.uint16(dropped)
+        rounded = (rates >> np.uint16(dropped)) + (
+            noise + (rates & np.uint16((1 << dropped) - 1)) >> np.uint16(dropped)
+        )
         rounded[:, self._model.block.n_units :] = 0  # lanes beyond the last unit never fire
-        packed = np.empty((n_layers, _RATE_DIGITS, 2, 1, half), dtype=np.uint64)
+        surely = rounded >> np.uint16(_RATE_DIGITS)
+        rounded -= surely
+        packed = np.empty((n_layers, _RATE_DIGITS + 1, 2, 1, half), dtype=np.uint64)
         for place in range(_RATE_DIGITS):
-            digit = pack(rounded & np.uint16(1 << place) != 0)
-            packed[:, place] = digit.reshape(n_layers, 2, 1, half)
+            packed[:, place] = pack(rounded & np.uint16(1 << place) != 0).reshape(n_layers, 2, 1, half)
+        packed[:, -1] = pack(surely != 0).reshape(n_layers, 2, 1, half)
         return packed
 
 

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from hetmem.errors import ConfigError
 from hetmem.model.activation import (
-    ActivationModel,
     ActivitySource,
     GeneratedActivity,
     NeuronBlock,
     activation_model,
-    unpack,
 )  # fmt: skip
 from hetmem.model.activity_trace import correlated_units, read_activity
+from hetmem.model.bits import unpack
 from hetmem.model.sparsity import BlockSparsity, block_sparsity, sparsity_anchors
 from hetmem.model.spec import ModelSpec
 
@@ -92,8 +91,9 @@ def activity_config(model: str) -> ActivityConfig:
 class Neurons:
     """The units of a model, and what is known of them beforehand; arrays are read-only, by kind of block.
 
-    ``n_units`` of one layer, ``frequency[layer, unit]`` over the corpus, ``parents[layer, unit, 2]`` the two units
-    of the layer before that say most about each. ``source(number)`` begins the activity of a sequence.
+    ``n_units`` of one layer, ``frequency[layer, unit]`` over the corpus, ``parents[unit, 2]`` the two units of the
+    layer before that say most about each, with an axis of layers before where layers differ. ``source(number)``
+    begins the activity of a sequence.
     """
 
     n_layers: int
@@ -140,13 +140,9 @@ def neurons(config: ActivityConfig, model: ModelSpec, seed: int) -> Neurons:
         model.n_layers,
         {m.block.name: m.block.n_units for m in models},
         {m.block.name: m.frequency for m in models},
-        {m.block.name: _every_layer(m) for m in models},
+        {m.block.name: m.parents for m in models},
         lambda number: GeneratedActivity(models, seed, number),
     )
-
-
-def _every_layer(model: ActivationModel) -> NDArray[np.int64]:
-    return np.broadcast_to(model.parents, (model.block.n_layers, *model.parents.shape))
 
 
 def _recorded(path: str, group: int, counts: Mapping[str, int], n_layers: int) -> Neurons:

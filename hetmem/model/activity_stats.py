@@ -9,7 +9,8 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from hetmem.model.activation import ActivationModel, GeneratedActivity, Words, unpack
+from hetmem.model.activation import ActivationModel, GeneratedActivity
+from hetmem.model.bits import Words, unpack
 from hetmem.model.sparsity import BlockSparsity, neuron_share
 
 

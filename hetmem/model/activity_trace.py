@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetmem.errors import WorkloadError
-from hetmem.model.activation import Words, pack
+from hetmem.model.bits import Words, pack
 
 _SUFFIX = "_neurons"
 
@@ -104,10 +104,8 @@ def _units(name: str, block: str, neurons: int, group: int) -> int:
 
 def _pack_groups(bits: NDArray[np.bool_], group: int) -> Words:
     tokens, layers, neurons = bits.shape
-    units = bits.reshape(tokens, layers, neurons // group, group).any(axis=-1)
-    padded = np.zeros((tokens, layers, -(-units.shape[-1] // 64) * 64), dtype=np.bool_)
-    padded[..., : units.shape[-1]] = units
-    words = pack(padded)
+    units = np.asarray(bits.reshape(tokens, layers, neurons // group, group).any(axis=-1))
+    words = pack(units)
     words.flags.writeable = False
     return words
 

@@ -14,27 +14,32 @@ import numpy as np
 from attrs import field, frozen, validators
 from numpy.typing import NDArray
 
+_NEVER = np.uint8(16)  # above every state
+_NONE = np.empty(0, dtype=np.int64)
+
 
 @frozen(eq=False)
 class AdjustmentView:
-    """One layer before its projection; arrays are read-only.
+    """Layers before their projection; arrays are read-only.
 
-    ``states[unit]`` are the predictor's (0 to 15), ``resident[unit]`` says what the GPU holds, ``free_slots``
-    how many more units of this layer fit there, ``max_copies`` how many units PCIe can carry during the
-    projection.
+    A system shows all layers of a block at once; a view may also be of one layer, without the axis of layers.
+    ``states[layer, unit]`` are the predictor's (0 to 15), ``resident[layer, unit]`` says what the GPU holds,
+    ``free_slots[layer]`` how many more units of a layer fit there, ``max_copies[layer]`` how many units PCIe can
+    carry during its projection; a number stands for all layers.
     """
 
     states: NDArray[np.uint8]
     resident: NDArray[np.bool_]
-    free_slots: int
-    max_copies: int
+    free_slots: int | NDArray[np.integer]
+    max_copies: int | NDArray[np.integer]
 
 
 @frozen(eq=False)
 class AdjustmentDecision:
-    """Units copied to the GPU, hottest first, and residents overwritten, coldest first.
+    """Units copied to the GPU, layer by layer, hottest first, and residents overwritten, coldest first.
 
-    The first ``len(copied) - len(evicted)`` newcomers take free slots.
+    Units are numbered through all layers of the view, those of one layer after those of the one before. The first
+    newcomers of a layer, as many as are more than its residents overwritten, take free slots.
     """
 
     copied: NDArray[np.int64]
@@ -43,13 +48,13 @@ class AdjustmentDecision:
     def apply(self, resident: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return what is resident after the copies."""
         after = resident.copy()
-        after[self.evicted] = False
-        after[self.copied] = True
+        after.flat[self.evicted] = False
+        after.flat[self.copied] = True
         return after
 
 
 class Adjuster(Protocol):
-    """The role: what to copy to the GPU behind the projection of a layer."""
+    """The role: what to copy to the GPU behind the projection of each layer."""
 
     def decide(self, view: AdjustmentView) -> AdjustmentDecision:
         """Return the copies and evictions."""
@@ -61,8 +66,7 @@ class NoAdjustment:
 
     def decide(self, view: AdjustmentView) -> AdjustmentDecision:
         """Return nothing to copy."""
-        none = np.empty(0, dtype=np.int64)
-        return AdjustmentDecision(none, none)
+        return AdjustmentDecision(_NONE, _NONE)
 
 
 @frozen
@@ -73,12 +77,31 @@ class HotColdAdjustment:
 
     def decide(self, view: AdjustmentView) -> AdjustmentDecision:
         """Return the copies and the residents they overwrite; ties go by index."""
-        waiting = np.flatnonzero((view.states > self.hot_above) & ~view.resident)
-        hottest = waiting[np.argsort(np.uint8(15) - view.states[waiting], kind="stable")][: view.max_copies]
-        free = min(view.free_slots, len(hottest))
-        residents = np.flatnonzero(view.resident)
-        coldest = residents[np.argsort(view.states[residents], kind="stable")][: len(hottest) - free]
-        contenders = hottest[free : free + len(coldest)]
-        # states of newcomers fall and those of victims rise along the ranks, so the gains form a prefix
-        gains = int(np.count_nonzero(view.states[contenders] > view.states[coldest]))
-        return AdjustmentDecision(hottest[: free + gains], coldest[:gains])
+        states, resident = np.atleast_2d(view.states), np.atleast_2d(view.resident)
+        waiting = (states > self.hot_above) & ~resident
+        free, most = (np.broadcast_to(number, len(states)) for number in (view.free_slots, view.max_copies))
+        # Few layers have anything to gain: a free slot, or a unit that waits and is hotter than a resident.
+        hottest = (states * waiting).max(axis=1, initial=0)
+        coldest = (states | ~resident * _NEVER).min(axis=1, initial=_NEVER)
+        gaining = waiting.any(axis=1) & (most > 0) & ((free > 0) | (hottest > coldest))
+        copied, evicted = [_NONE], [_NONE]
+        for layer in np.flatnonzero(gaining).tolist():
+            parts = _swaps(states[layer], waiting[layer], resident[layer], int(free[layer]), int(most[layer]))
+            for chosen, units in zip((copied, evicted), parts, strict=True):
+                chosen.append(units + layer * states.shape[1])
+        return AdjustmentDecision(np.concatenate(copied), np.concatenate(evicted))
+
+
+def _swaps(
+    states: NDArray[np.uint8], waiting: NDArray[np.bool_], resident: NDArray[np.bool_], free_slots: int, most: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the copies and evictions of one layer, at most ``most``."""
+    candidates = np.flatnonzero(waiting)
+    hottest = candidates[np.argsort(np.uint8(15) - states[candidates], kind="stable")][:most]
+    free = min(free_slots, len(hottest))
+    residents = np.flatnonzero(resident)
+    coldest = residents[np.argsort(states[residents], kind="stable")][: len(hottest) - free]
+    contenders = hottest[free : free + len(coldest)]
+    # states of newcomers fall and those of victims rise along the ranks, so the gains form a prefix
+    gains = int(np.count_nonzero(states[contenders] > states[coldest]))
+    return hottest[: free + gains], coldest[:gains]

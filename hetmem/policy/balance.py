@@ -9,26 +9,31 @@ not all DIMMs: that takes windows. Ignored: which links exist; every pair of DIM
 """
 
 import heapq
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-from attrs import field, frozen, validators
+from attrs import evolve, field, frozen, validators
 from numpy.typing import NDArray
 
 from hetmem.errors import ConfigError
+from hetmem.model.bits import LANES, Words, count_in, pack, unpack
 
 NOWHERE = -1
+_NONE = np.empty(0, dtype=np.int64)
 Places = NDArray[np.integer]
+Counts = NDArray[np.int64]
 
 
 @frozen(eq=False)
 class BalanceView:
-    """One layer at the end of a window; arrays are read-only.
+    """Layers at the end of a window; arrays are read-only.
 
-    ``where[unit]`` is the DIMM of each unit, ``NOWHERE`` for one that the balancer must leave alone (kept on
-    the GPU); ``activations[unit]`` counts its firings over the last ``tokens`` tokens. ``moves_per_pair`` is
-    how many units the link of one pair can carry in the time given, None for any number. ``future[unit]``,
-    the firings of the time to come, is for oracles only.
+    A system shows all layers of a block at once; a view may also be of one layer, without the axis of layers.
+    ``where[layer, unit]`` is the DIMM of each unit, ``NOWHERE`` for one that the balancer must leave alone (kept
+    on the GPU); ``activations[layer, unit]`` counts its firings over the last ``tokens`` tokens.
+    ``moves_per_pair`` is how many units the link of one pair can carry for one layer in the time given, None for
+    any number. ``future[layer, unit]``, the firings of the time to come, is for oracles only.
     """
 
     n_dimms: int
@@ -41,7 +46,10 @@ class BalanceView:
 
 @frozen(eq=False)
 class BalanceDecision:
-    """``unit[i]`` moves from DIMM ``source[i]`` to ``target[i]``, in this order."""
+    """``unit[i]`` moves from DIMM ``source[i]`` to ``target[i]``, in this order.
+
+    Units are numbered through all layers of the view, those of one layer after those of the one before.
+    """
 
     unit: NDArray[np.int64]
     source: NDArray[np.int64]
@@ -55,12 +63,12 @@ class BalanceDecision:
     def apply(self, where: Places) -> Places:
         """Return ``where`` after the moves."""
         after = where.copy()
-        after[self.unit] = self.target
+        after.flat[self.unit] = self.target
         return after
 
 
 class Balancer(Protocol):
-    """The role: rebalance a layer every ``window`` tokens."""
+    """The role: rebalance the layers every ``window`` tokens."""
 
     @property
     def window(self) -> int:
@@ -90,7 +98,7 @@ class NoBalance:
 
     def decide(self, view: BalanceView) -> BalanceDecision:
         """Return no moves."""
-        return _decision([])
+        return BalanceDecision(_NONE, _NONE, _NONE)
 
 
 @frozen
@@ -101,8 +109,7 @@ class RoundRobin:
 
     def decide(self, view: BalanceView) -> BalanceDecision:
         """Return the moves towards the dealt order, as many as the links can carry."""
-        units = np.flatnonzero(view.where != NOWHERE)
-        return _towards(view, units, np.arange(len(units)) % view.n_dimms)
+        return _layer_by_layer(view, _deal)
 
 
 @frozen
@@ -112,18 +119,24 @@ class WindowRemap:
     window: int = field(default=5, validator=validators.ge(1))
 
     def decide(self, view: BalanceView) -> BalanceDecision:
-        """Return the moves of one pass over the pairs of DIMMs."""
-        units = np.flatnonzero((view.activations > 0) & (view.where != NOWHERE))
-        where, activations = view.where[units], view.activations[units].astype(np.int64)
-        loads = np.bincount(where, weights=activations, minlength=view.n_dimms).astype(np.int64)
-        order = np.argsort(-loads, kind="stable")
-        parts = []
-        for k in range(view.n_dimms // 2):
-            heavy, light = int(order[k]), int(order[view.n_dimms - 1 - k])
-            held = np.flatnonzero(where == heavy)
-            moved = _halve(activations[held], int(loads[heavy] - loads[light]), view.moves_per_pair)
-            parts.append((units[held[moved]], heavy, light))
-        return _decision(parts)
+        """Return the moves of one pass over the pairs of DIMMs of every layer."""
+        where, activations = np.atleast_2d(view.where), np.atleast_2d(view.activations)
+        levels = np.arange(int(activations.max(initial=0)), 0, -1)  # busiest first
+        fired = np.stack([pack(activations == level) for level in levels] or [pack(activations > 0)])
+        held = np.stack([pack(where == dimm) for dimm in range(view.n_dimms)])
+        counts = np.stack([count_in(words, held) for words in fired], axis=-1)[..., : len(levels)]
+        loads = counts @ levels
+        order, layers = np.argsort(-loads, axis=0, kind="stable"), np.arange(loads.shape[1])
+        pairs = view.n_dimms // 2
+        heavy, light = order[:pairs], order[::-1][:pairs]
+        budget = where.shape[1] if view.moves_per_pair is None else view.moves_per_pair
+        taken = _halve(counts[heavy, layers], levels, loads[heavy, layers] - loads[light, layers], budget)
+        layer, pair, level = np.nonzero(taken.transpose(1, 0, 2))
+        if not len(layer):
+            return BalanceDecision(_NONE, _NONE, _NONE)
+        source = heavy[pair, layer]
+        row, unit = _first(fired[level, layer] & held[source, layer], taken[pair, layer, level])
+        return BalanceDecision(layer[row] * where.shape[1] + unit, source[row], light[pair, layer][row])
 
 
 @frozen
@@ -140,14 +153,7 @@ class OfflineOptimal:
         """Return the moves from the present placement to that of the oracle."""
         if view.future is None:
             raise ConfigError("view.future", "the offline-optimal balancer needs the firings of the time to come")
-        units = np.flatnonzero(view.where != NOWHERE)
-        target = longest_first(view.future[units].astype(np.float64), view.n_dimms)
-        moving = view.where[units] != target
-        return BalanceDecision(
-            units[moving].astype(np.int64),
-            view.where[units[moving]].astype(np.int64),
-            target[moving].astype(np.int64),
-        )
+        return _layer_by_layer(view, _level)
 
 
 def longest_first(load: NDArray[np.floating], n_bins: int) -> NDArray[np.int64]:
@@ -161,29 +167,67 @@ def longest_first(load: NDArray[np.floating], n_bins: int) -> NDArray[np.int64]:
     return placed
 
 
-def _halve(activations: NDArray[np.int64], gap: int, budget: int | None) -> NDArray[np.int64]:
-    """Return which items leave the heavier of two DIMMs that differ by ``gap``, busiest first, in order.
+def _halve(counts: Counts, levels: Counts, gap: Counts, budget: int) -> Counts:
+    """Return how many units leave the heavier of two DIMMs that differ by ``gap``, ``[..., level]``.
 
-    Item by item: it leaves if it fired less than the gap of that moment, which shrinks by twice its firings.
+    ``counts[..., level]`` units of it fired ``levels[level]`` times, falling. One by one, busiest first, a unit leaves
+    if it fired less than the gap of that moment, which shrinks by twice its firings: so of those that fired ``a``
+    times, the first ``(gap - a) / 2a``, rounded up.
     """
-    most = int(activations.max(initial=0))
-    keys = (most - activations).astype(np.uint16 if most < 1 << 16 else np.int64)  # short keys sort by radix
-    order = np.argsort(keys, kind="stable")
-    ordered = activations[order]
-    falling = -ordered
-    chosen: list[NDArray[np.int64]] = []
-    at, left = 0, len(ordered) if budget is None else budget
-    while gap > 0 and left > 0:
-        at = max(at, int(np.searchsorted(falling, -gap, side="right")))  # skip what fired as much as the gap or more
-        run = ordered[at : at + left]
-        if not len(run):
-            break
-        gaps = gap - 2 * np.concatenate([[0], np.cumsum(run)])
-        refused = np.flatnonzero(run >= gaps[:-1])
-        taken = int(refused[0]) if len(refused) else len(run)
-        chosen.append(order[at : at + taken])
-        at, left, gap = at + taken, left - taken, int(gaps[taken])
-    return np.concatenate(chosen) if chosen else np.empty(0, dtype=np.int64)
+    taken = np.zeros_like(counts)
+    left = np.full(gap.shape, budget)
+    for k, level in enumerate(levels.tolist()):
+        most = np.maximum(0, -((level - gap) // (2 * level)))
+        taken[..., k] = np.minimum(np.minimum(counts[..., k], most), left)
+        gap = gap - 2 * level * taken[..., k]
+        left -= taken[..., k]
+    return taken
+
+
+def _first(rows: Words, n: Counts) -> tuple[Counts, Counts]:
+    """Return row and place of the first ``n[row]`` bits that are set in each row of packed bits."""
+    held = np.bitwise_count(rows)
+    before = np.cumsum(held, axis=1, dtype=np.int64) - held
+    row, word = np.nonzero((held > 0) & (before < n[:, None]))
+    at, lane = np.nonzero(unpack(rows[row, word][:, None], LANES))
+    first = np.searchsorted(at, np.arange(len(row)))
+    rank = before[row, word][at] + np.arange(len(at)) - first[at]
+    kept = rank < n[row[at]]
+    return row[at][kept], (word[at] * LANES + lane)[kept]
+
+
+def _layer_by_layer(view: BalanceView, decide: Callable[[BalanceView], BalanceDecision]) -> BalanceDecision:
+    """Return the decisions on each layer by itself, together."""
+    if view.where.ndim == 1:
+        return decide(view)
+    n_layers, n = view.where.shape
+    future = [None] * n_layers if view.future is None else view.future
+    parts = [
+        decide(evolve(view, where=view.where[k], activations=view.activations[k], future=future[k]))
+        for k in range(n_layers)
+    ]
+    return BalanceDecision(
+        np.concatenate([part.unit + k * n for k, part in enumerate(parts)]),
+        np.concatenate([part.source for part in parts]),
+        np.concatenate([part.target for part in parts]),
+    )
+
+
+def _deal(view: BalanceView) -> BalanceDecision:
+    units = np.flatnonzero(view.where != NOWHERE)
+    return _towards(view, units, np.arange(len(units)) % view.n_dimms)
+
+
+def _level(view: BalanceView) -> BalanceDecision:
+    assert view.future is not None
+    units = np.flatnonzero(view.where != NOWHERE)
+    target = longest_first(view.future[units].astype(np.float64), view.n_dimms)
+    moving = view.where[units] != target
+    return BalanceDecision(
+        units[moving].astype(np.int64),
+        view.where[units[moving]].astype(np.int64),
+        target[moving].astype(np.int64),
+    )
 
 
 def _towards(view: BalanceView, units: NDArray[np.int64], target: NDArray[np.int64]) -> BalanceDecision:
@@ -200,12 +244,3 @@ def _towards(view: BalanceView, units: NDArray[np.int64], target: NDArray[np.int
         kept = within < view.moves_per_pair
         units, source, target = units[kept], source[kept], target[kept]
     return BalanceDecision(units.astype(np.int64), source, target.astype(np.int64))
-
-
-def _decision(parts: list[tuple[NDArray[np.int64], int, int]]) -> BalanceDecision:
-    none = np.empty(0, dtype=np.int64)
-    return BalanceDecision(
-        np.concatenate([units for units, _, _ in parts] or [none]).astype(np.int64),
-        np.concatenate([np.full(len(units), source) for units, source, _ in parts] or [none]).astype(np.int64),
-        np.concatenate([np.full(len(units), target) for units, _, target in parts] or [none]).astype(np.int64),
-    )

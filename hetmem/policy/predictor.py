@@ -8,6 +8,8 @@ token-wise variant predicts on ``state >= 10`` (the same rule at ``s2 = 1``), th
 1``; initial states between the two published ends are linear in the frequency seen during prefill. Ignored:
 the cost of predicting.
 
+What is true of one layer is computed for all at once: arrays may have axes before that of the units.
+
 Accuracy says little where few units fire: :class:`PredictionScore` gives precision and recall beside it, and
 the accuracy of predicting nothing.
 """
@@ -27,6 +29,7 @@ States = NDArray[np.uint8]
 MAX_STATE = 15
 STATE_BITS = 4
 _COLD_FREQUENCY, _HOT_FREQUENCY = 0.02, 0.90  # ends of the published initialisation
+_RUNS = 8  # of an index, up to which slices beat a gather
 MODES = ("both", "token", "layer")
 
 
@@ -41,24 +44,45 @@ def initial_states(frequency: NDArray[np.floating]) -> States:
 
 def updated_states(states: States, fired: Bits, rise: int = 4, fall: int = 1) -> States:
     """Return the states after one token: up by ``rise`` where fired, else down by ``fall``, in 0..15."""
-    up = np.minimum(states, np.uint8(MAX_STATE - rise)) + np.uint8(rise)
-    down = np.maximum(states, np.uint8(fall)) - np.uint8(fall)
-    return np.where(fired, up, down)
+    # Raised by ``fall`` meanwhile, so that no byte is below 0; bounds are rows, because numpy is slow with a scalar.
+    moved = fired.view(np.uint8) * np.uint8(rise + fall)
+    moved += states
+    np.minimum(moved, np.full(states.shape[-1:], MAX_STATE + fall, dtype=np.uint8), out=moved)
+    np.maximum(moved, np.full(states.shape[-1:], fall, dtype=np.uint8), out=moved)
+    moved -= np.uint8(fall)
+    return moved
 
 
 def correlated_firings(previous: Bits, parents: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """Return ``s2``: how many of each unit's ``parents`` ``[unit, 2]`` fire in ``previous``."""
+    """Return ``s2``: how many of each unit's two ``parents`` fire in ``previous[..., unit]``.
+
+    ``parents`` is ``[unit, 2]``, or has the further axes of ``previous`` where layers differ.
+    """
     fired = previous.view(np.uint8)
-    return np.asarray(fired[parents[:, 0]] + fired[parents[:, 1]])
+    first, second = (_taken(fired, parents[..., k]) for k in range(2))
+    return np.asarray(first + second)
+
+
+def _taken(values: NDArray[np.uint8], index: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Return ``values[..., index]``, by slices where the index is a few runs, which is far faster."""
+    if index.ndim > 1:
+        return np.take_along_axis(values, index, axis=-1)
+    starts = np.flatnonzero(np.diff(index, prepend=index[:1] - 2) != 1)
+    if len(starts) > _RUNS:
+        return values[..., index]
+    runs = [slice(run[0], run[-1] + 1) for run in np.split(index, starts[1:])]
+    return np.concatenate([values[..., run] for run in runs], axis=-1)
 
 
 @frozen(eq=False)
 class PredictView:
-    """What a predictor sees of one layer at one token; arrays are read-only.
+    """What a predictor sees at one token; arrays are read-only and end with the axis of units.
 
-    ``previous`` is what fired one layer up (None in the first layer), ``parents[unit, 2]`` the two most
-    correlated units there, ``states`` the state table of the layer. ``truth``, what will fire, is for oracles
-    only.
+    A system shows all layers of a block at once, ``[layer, unit]``, from ``layer`` on, which is 0; a view may
+    also be of one layer, ``[unit]``. ``states`` are the state tables; ``previous`` is what fired one layer up,
+    nothing in the row of the first layer (None in a view of that alone), ``parents[unit, 2]`` the two most
+    correlated units there, with an axis of layers before where layers differ. ``truth``, what will fire, is for
+    oracles only.
     """
 
     block: str
@@ -71,10 +95,10 @@ class PredictView:
 
 
 class Predictor(Protocol):
-    """The role: which units of a layer will fire."""
+    """The role: which units will fire."""
 
     def decide(self, view: PredictView) -> Bits:
-        """Return the units predicted active."""
+        """Return the units predicted active, in the shape of ``view.states``."""
 
 
 @frozen
@@ -93,6 +117,8 @@ class StateTable:
             s2 = np.ones(view.states.shape, dtype=np.uint8)
         else:
             s2 = correlated_firings(view.previous, view.parents)
+            if view.layer == 0:
+                s2[0] = 1
         if self.mode == "layer":
             return s2 >= 1
         return view.states + s2 * np.uint8(self.weight) > self.threshold
@@ -118,8 +144,12 @@ class RandomPredictor:
 
     def decide(self, view: PredictView) -> Bits:
         """Return units drawn at random; the same view gives the same draw."""
-        rng = stream(self.seed, f"random-predictor/{view.block}/{view.layer}/{view.token}")
-        return rng.random(view.states.shape) < self.density
+        layers = view.states.reshape(-1, view.states.shape[-1])
+        drawn = [self._draw(view, layer, units) for layer, units in enumerate(layers, view.layer)]
+        return np.stack(drawn).reshape(view.states.shape) < self.density
+
+    def _draw(self, view: PredictView, layer: int, units: States) -> NDArray[np.float64]:
+        return stream(self.seed, f"random-predictor/{view.block}/{layer}/{view.token}").random(len(units))
 
 
 class StateTracker:

@@ -19,8 +19,8 @@ from hetmem.engine.step import Plan, StepOutcome, StepView
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.link import LinkPath
 from hetmem.model import StepShape, layer_kernels
-from hetmem.model.activation import union, unpack
 from hetmem.model.activity_config import BLOCKS
+from hetmem.model.bits import count, union
 from hetmem.monitor.table import Table
 from hetmem.system.base import Setup
 from hetmem.system.neuron_feed import NeuronFeed
@@ -53,6 +53,7 @@ class DejaVu(OffloadSystem):
         room = self.weight_room_bytes(BUFFERS) - self.head_bytes - self.predictor_bytes if share is None else 0
         require_room("gpu0", 0, room, self.config.gpu_usable_bytes)
         self.resident = fill(self.model.n_layers, proj, room)
+        self._counted: tuple[int, dict[str, Any]] = (-1, {})
         self.noted = Table({"step": "q", "block": "s", "sequences": "q", "fired": "q"})
 
     def path(self) -> LinkPath:
@@ -76,13 +77,11 @@ class DejaVu(OffloadSystem):
 
     def _active(self, order: int, sequences: int) -> dict[str, Any]:
         """Return the active units of each layer, by block: (units, pairs of unit and sequence)."""
-        counted = 1 if self.printed is not None else sequences
-        found = {}
-        for block, words in self.feed.at(order, sequences).items():
-            n, own = self.neurons.neurons.n_units[block], words[:counted]
-            pairs = unpack(own, n).sum(axis=(0, 2), dtype=np.int64)
-            found[block] = unpack(union(own), n).sum(axis=1, dtype=np.int64), pairs
-        return found
+        if self._counted[0] != order:
+            counted = 1 if self.printed is not None else sequences
+            fired = {b: words[:counted] for b, words in self.feed.at(order, sequences).items()}
+            self._counted = order, {b: (count(union(words)), count(words).sum(axis=0)) for b, words in fired.items()}
+        return self._counted[1]
 
     def _loaded_bytes(self, active: Mapping[str, Any]) -> Any:
         """Return the bytes copied for each layer: active neurons, and the projection where it is not held."""

@@ -93,6 +93,7 @@ class Hermes(NdpSystem):
         )  # fmt: skip
         self._landing: dict[int, Handle] = {}
         self._cold_bytes: tuple[int, int] = (-1, 0)
+        self._slots: dict[str, list[str]] = {}
 
     def _partition_rates(self, room: int) -> Rates:
         read_s, mac_s = 1 / self.weight_rate, self.pool.mac_s(8 / self.precision.weights_bits)
@@ -195,37 +196,35 @@ class Hermes(NdpSystem):
 
     def _neuron_costs(self, block: str, tail: str, work: Work, shape: StepShape) -> dict[str, Cost]:
         """Return the costs of the computed neurons of all layers, on the GPU and on each DIMM."""
-        pool, model, n_layers = self.pool, self.neurons, self.model.n_layers
+        pool, model = self.pool, self.neurons
         passed = 2 * shape.tokens * self.model.d_model * self.precision.activation_bits / 8
-        compute, memory = hot_costs(self.ops.law, self.ops.dtype, model, block, work, passed)
-        n_bytes = (work.units[:, 1:] * model.unit_bytes[block]).ravel()
-        macs = (work.macs[:, 1:] * model.macs_per_unit[block]).ravel()
-        reads = costs_of(n_bytes / self.rates[block], n_bytes, n_bytes * pool.read_fj(1e6) * 1e-6)
-        products = costs_of(macs / pool.macs_per_s, macs * 0, macs * pool.mac_fj(1e6) * 1e-6)
-        costs: dict[str, Cost] = {}
-        for layer in range(n_layers):
-            slot = f"l{layer}.{block}{tail}"
-            costs[f"{slot}.compute"], costs[f"{slot}.memory"] = compute[layer], memory[layer]
-            for dimm in range(pool.count):
-                k = layer * pool.count + dimm
-                costs[f"{slot}.read{dimm}"], costs[f"{slot}.mac{dimm}"] = reads[k], products[k]
-        return costs
+        slots = [f"l{layer}.{block}{tail}" for layer in range(self.model.n_layers)]
+        n_bytes, macs = work.units[:, 1:] * model.unit_bytes[block], work.macs[:, 1:] * model.macs_per_unit[block]
+        read_fj, mac_fj = n_bytes * pool.read_fj(1e6) * 1e-6, macs * pool.mac_fj(1e6) * 1e-6
+        costs = hot_costs(self.ops.law, self.ops.dtype, model, block, slots, work, passed)
+        costs |= costs_of(self._on_each(f"{block}{tail}.read"), n_bytes / self.rates[block], n_bytes, read_fj)
+        return costs | costs_of(self._on_each(f"{block}{tail}.mac"), macs / pool.macs_per_s, macs * 0, mac_fj)
+
+    def _on_each(self, what: str) -> list[str]:
+        """Return the slots of what every DIMM does in every layer, as arrays ``[layer, dimm]`` are laid out."""
+        if what not in self._slots:
+            dimms = range(self.pool.count)
+            self._slots[what] = [f"l{layer}.{what}{dimm}" for layer in range(self.model.n_layers) for dimm in dimms]
+        return self._slots[what]
 
     def _copy_costs(self, step: NeuronStep) -> dict[str, Cost]:
         """Return the costs of the copies to the GPU: at the ranks they come from, on PCIe, in its memory."""
         if not step.copied_bytes.any():
             return {}
-        left, total = step.copied_bytes.ravel(), step.copied_bytes.sum(axis=1)
-        ranks = costs_of(left / self.weight_rate, left, left * self.pool.read_fj(1e6) * 1e-6)
+        left, total = step.copied_bytes, step.copied_bytes.sum(axis=1)
         pcie, gpu = self.config.pcie.energy_fj(1e6) * 1e-6, self.config.gpu.stream_s(1.0)
-        wire = costs_of(total / (self.config.prefill_path().gbs * 1e9), total, total * pcie)
-        memory = costs_of(total * gpu, total)
-        costs: dict[str, Cost] = {}
-        for layer in range(self.model.n_layers):
-            costs[f"l{layer}.copy@pcie.h2d"], costs[f"l{layer}.copy@gpu0.hbm"] = wire[layer], memory[layer]
-            for dimm in range(self.pool.count):
-                costs[f"l{layer}.copy@dimm{dimm}"] = ranks[layer * self.pool.count + dimm]
-        return costs
+        wire, memory = ([f"l{layer}.copy@{hop}" for layer in range(len(total))] for hop in ("pcie.h2d", "gpu0.hbm"))
+        read_fj = left * self.pool.read_fj(1e6) * 1e-6
+        return (
+            costs_of(wire, total / (self.config.prefill_path().gbs * 1e9), total, total * pcie)
+            | costs_of(memory, total * gpu, total)
+            | costs_of(self._on_each("copy@dimm"), left / self.weight_rate, left, read_fj)
+        )
 
     def _move_costs(self, step: NeuronStep) -> dict[str, Cost]:
         """Return the costs of the moves between DIMMs: read, sent by the port of the source, written."""
@@ -233,15 +232,11 @@ class Hermes(NdpSystem):
             return {}
         link = self.config.dimm_link
         assert link is not None
-        sent, touched = step.sent_bytes.ravel(), (step.sent_bytes + step.received_bytes).ravel()
-        ranks = costs_of(touched / self.weight_rate, touched, touched * self.pool.read_fj(1e6) * 1e-6)
+        sent, touched = step.sent_bytes, step.sent_bytes + step.received_bytes
         seconds = np.where(sent > 0, self.link.transfer_s(sent.astype(np.float64)), 0.0)
-        wires = costs_of(seconds, sent, sent * link.energy_fj(1e6) * 1e-6)
-        costs: dict[str, Cost] = {}
-        for k in range(len(wires)):
-            layer, dimm = divmod(k, self.pool.count)
-            costs[f"l{layer}.move@dimm{dimm}"], costs[f"l{layer}.move@link{dimm}"] = ranks[k], wires[k]
-        return costs
+        read_fj = touched * self.pool.read_fj(1e6) * 1e-6
+        ranks = costs_of(self._on_each("move@dimm"), touched / self.weight_rate, touched, read_fj)
+        return ranks | costs_of(self._on_each("move@link"), seconds, sent, sent * link.energy_fj(1e6) * 1e-6)
 
     # -- the graph ---------------------------------------------------------------------------------------------
 

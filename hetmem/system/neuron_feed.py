@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from hetmem.model.activation import ActivitySource, Words, count_fired, union, unpack
+from hetmem.model.activation import ActivitySource, count_fired
 from hetmem.model.activity_config import Neurons
+from hetmem.model.bits import Words, union, unpack
 
 PROFILE_TOKENS = 128
 

@@ -15,10 +15,10 @@ from attrs import define, field, frozen
 from numpy.typing import NDArray
 
 from hetmem.engine.step import StepView
-from hetmem.model.activation import union, unpack
 from hetmem.model.activity_config import BLOCKS, Neurons
+from hetmem.model.bits import Words, count_in, pack, tally, union, unpack
 from hetmem.monitor.table import Table
-from hetmem.policy.adjustment import AdjustmentView
+from hetmem.policy.adjustment import AdjustmentDecision, AdjustmentView
 from hetmem.policy.balance import NOWHERE, BalanceView, OfflineOptimal
 from hetmem.policy.predictor import PredictionScore, PredictView, StateTracker, score
 from hetmem.system.neuron_feed import NeuronFeed
@@ -64,8 +64,8 @@ _NO_MOVES = Moves(*(np.empty(0, dtype=np.int64) for _ in range(5)))
 class NeuronStep:
     """One step, by kind of block where a mapping: what fired and was computed, and what changes place behind it.
 
-    ``copied`` and ``evicted`` hold (layer, units); ``copied_bytes[layer, dimm]`` leave for the GPU,
-    ``sent_bytes`` and ``received_bytes`` pass between DIMMs. ``rebalanced`` says that a window ended, and
+    ``copied_bytes[layer, dimm]`` leave for the GPU, ``sent_bytes`` and ``received_bytes`` pass between DIMMs.
+    ``rebalanced`` says that a window ended, and
     ``queue`` holds the moves decided then, by how many tokens later they are made.
     """
 
@@ -76,7 +76,7 @@ class NeuronStep:
     work: Mapping[str, Work]
     late: Mapping[str, Work]
     scores: Mapping[str, PredictionScore]
-    copied: Mapping[str, list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]]
+    copied: Mapping[str, AdjustmentDecision]
     copied_bytes: Counts
     moves: Moves
     sent_bytes: Counts
@@ -90,7 +90,7 @@ class _Window:
     """The tokens since the DIMMs were last balanced."""
 
     tokens: int
-    counts: dict[str, NDArray[np.uint16]]
+    counts: dict[str, NDArray[np.unsignedinteger]]
     loads: dict[str, Counts]
     queue: Mapping[int, Moves] = field(factory=dict)
 
@@ -121,7 +121,7 @@ class NeuronState:
         self.feed, self.tracker = NeuronFeed(neurons), StateTracker()
         self.resident = {b: placement.resident[b].copy() for b in BLOCKS}
         self.home = {b: placement.home[b].copy() for b in BLOCKS}
-        self._places = {b: self._place_index(b) for b in BLOCKS}
+        self._held = {b: self._places(b) for b in BLOCKS}
         self.tracker.start(neurons.frequency)
         self._slack = np.full(n_dimms, slack_bytes)
         self._window = self._fresh_window()
@@ -147,16 +147,15 @@ class NeuronState:
         late: dict[str, Work] = {}
         scores: dict[str, PredictionScore] = {}
         for block, words in self.feed.at(order, sequences).items():
-            n = self.neurons.n_units[block]
-            bits = fired[block] = unpack(union(words), n)
-            times = None if sequences == 1 else unpack(words, n).sum(axis=0, dtype=np.uint16)
+            bits = fired[block] = unpack(union(words), self.neurons.n_units[block])
             predicted = self._predict(block, order, bits)
             scores[block] = score(predicted, bits)
-            work[block] = self._work(block, predicted, times)
-            missed = bits & ~predicted
+            work[block] = self._work(block, predicted, words)
+            computed[block] = predicted
             if self.late:
-                late[block] = self._work(block, missed, times)
-            computed[block] = predicted | missed if self.late else predicted
+                missed = bits & ~predicted
+                late[block] = self._work(block, missed, words)
+                computed[block] = predicted | missed
         copied, copied_bytes = self._adjust(copy_bytes)
         rebalanced = self.balancer is not None and self._window.tokens >= self.balancer.window
         queue = self._rebalance(link_bytes) if rebalanced else self._window.queue
@@ -169,14 +168,17 @@ class NeuronState:
 
     def commit(self, step: NeuronStep) -> None:
         """Put units where the step takes them; the bytes are on their way."""
-        for block, changes in step.copied.items():
-            for layer, copied, evicted in changes:
-                self.resident[block][layer, evicted] = False
-                self.resident[block][layer, copied] = True
-            if changes or len(step.moves):
-                for k in np.flatnonzero(step.moves.block == BLOCKS.index(block)).tolist() if len(step.moves) else ():
-                    self.home[block][step.moves.layer[k], step.moves.unit[k]] = step.moves.target[k]
-                self._places[block] = self._place_index(block)
+        moves = step.moves
+        for k, block in enumerate(BLOCKS):
+            copies, n = step.copied[block], self.neurons.n_units[block]
+            self.resident[block].flat[copies.evicted] = False
+            self.resident[block].flat[copies.copied] = True
+            here = moves.block == k
+            layers, units = moves.layer[here], moves.unit[here]
+            self.home[block][layers, units] = moves.target[here]
+            changed = np.unique(np.concatenate([copies.evicted // n, copies.copied // n, layers]))
+            if len(changed):
+                self._held[block][:, changed] = self._places(block, changed)
         self._slack += step.sent_bytes.sum(axis=0) - step.received_bytes.sum(axis=0)
         if step.rebalanced:
             self._note_window(step)
@@ -201,9 +203,10 @@ class NeuronState:
         self.tracker.observe(step.fired)
         self._window.tokens += 1
         for block in BLOCKS:
-            self._window.counts[block] += step.computed[block]
             units = step.work[block].units + (step.late[block].units if self.late else 0)
-            self._window.loads[block] += units[:, 1:]
+            if self.balancer is not None:
+                self._window.counts[block] += step.computed[block]
+                self._window.loads[block] += units[:, 1:]
             self.scores[block] += step.scores[block]
             self._note_step(step, block, units)
 
@@ -221,43 +224,37 @@ class NeuronState:
             return
         self.tracker.start(frequency)
         for block in BLOCKS:
-            for layer in range(self.neurons.n_layers):
-                view = self._adjustment_view(block, layer, self.neurons.n_units[block])
-                self.resident[block][layer] = self.adjuster.decide(view).apply(self.resident[block][layer])
-            self._places[block] = self._place_index(block)
+            decision = self.adjuster.decide(self._adjustment_view(block, self.neurons.n_units[block]))
+            self.resident[block] = decision.apply(self.resident[block])
+            self._held[block] = self._places(block)
 
     # -- policies ----------------------------------------------------------------------------------------------
 
     def _predict(self, block: str, order: int, fired: Bits) -> Bits:
-        states, parents = self.tracker.states(block), self.neurons.parents[block]
-        predicted = np.empty_like(fired)
-        for layer in range(self.neurons.n_layers):
-            above = fired[layer - 1] if layer else None
-            view = PredictView(block, layer, order, states[layer], parents[layer], above, fired[layer])
-            predicted[layer] = self.predictor.decide(view)
+        above = np.concatenate([np.zeros_like(fired[:1]), fired[:-1]])
+        parents = self.neurons.parents[block]
+        predicted: Bits = self.predictor.decide(
+            PredictView(block, 0, order, self.tracker.states(block), parents, above, fired)
+        )
         return predicted
 
-    def _adjustment_view(self, block: str, layer: int, most: int) -> AdjustmentView:
-        return AdjustmentView(self.tracker.states(block)[layer], self.resident[block][layer], 0, most)
+    def _adjustment_view(self, block: str, most: int | Counts) -> AdjustmentView:
+        return AdjustmentView(self.tracker.states(block), self.resident[block], 0, most)
 
-    def _adjust(
-        self, copy_bytes: float
-    ) -> tuple[dict[str, list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]], Counts]:
+    def _adjust(self, copy_bytes: float) -> tuple[dict[str, AdjustmentDecision], Counts]:
         """Return the copies behind each projection; QKV may take half of the bytes, the MLP what is left."""
         n_layers = self.neurons.n_layers
         left = np.full(n_layers, copy_bytes)
-        chosen: dict[str, list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]] = {}
+        chosen: dict[str, AdjustmentDecision] = {}
         leaving = np.zeros((n_layers, self.n_dimms), dtype=np.int64)
         for block in BLOCKS:
-            chosen[block], size = [], self.unit_bytes[block]
-            for layer in range(n_layers):
-                most = int((left[layer] / 2 if block == "qkv" else left[layer]) // size)
-                decision = self.adjuster.decide(self._adjustment_view(block, layer, most))
-                if len(decision.copied):
-                    chosen[block].append((layer, decision.copied, decision.evicted))
-                    left[layer] -= len(decision.copied) * size
-                    homes = self.home[block][layer, decision.copied]
-                    leaving[layer] += np.bincount(homes, minlength=self.n_dimms) * size
+            size, room = self.unit_bytes[block], left / 2 if block == "qkv" else left
+            decision = self.adjuster.decide(self._adjustment_view(block, (room // size).astype(np.int64)))
+            chosen[block] = decision
+            if len(decision.copied):
+                layer, unit = np.divmod(decision.copied, self.neurons.n_units[block])
+                left = left - np.bincount(layer, minlength=n_layers) * size
+                np.add.at(leaving, (layer, self.home[block][layer, unit]), size)
         return chosen, leaving
 
     def _rebalance(self, link_bytes: float) -> dict[int, Moves]:
@@ -268,15 +265,15 @@ class NeuronState:
         for k in reversed(range(len(BLOCKS))):  # the MLP's neurons go first: they are most of the work
             block = BLOCKS[k]
             most = int(window * link_bytes // self.unit_bytes[block])
-            for layer in range(self.neurons.n_layers):
-                where = np.where(self.resident[block][layer], NOWHERE, self.home[block][layer])
-                view = BalanceView(
-                    self.n_dimms, where, self._window.counts[block][layer], window, None if oracle else most,
-                    None if future is None else future[block][layer],
-                )  # fmt: skip
-                decision = self.balancer.decide(view)
-                n = len(decision.unit)
-                parts.append((np.full(n, k), np.full(n, layer), decision.unit, decision.source, decision.target))
+            where = np.where(self.resident[block], np.int8(NOWHERE), self.home[block])
+            decision = self.balancer.decide(
+                BalanceView(
+                    self.n_dimms, where, self._window.counts[block], window, None if oracle else most,
+                    None if future is None else future[block],
+                )
+            )  # fmt: skip
+            layer, unit = np.divmod(decision.unit, self.neurons.n_units[block])
+            parts.append((np.full(len(unit), k), layer, unit, decision.source, decision.target))
         moves = Moves(*(np.concatenate(column) for column in zip(*parts, strict=True)))
         if oracle or not len(moves):
             return {0: moves}
@@ -302,19 +299,25 @@ class NeuronState:
 
     # -- counting ----------------------------------------------------------------------------------------------
 
-    def _work(self, block: str, bits: Bits, times: NDArray[np.uint16] | None) -> Work:
-        shape = (self.neurons.n_layers, 1 + self.n_dimms)
-        places = self._places[block][bits]
-        units = np.bincount(places, minlength=shape[0] * shape[1]).reshape(shape)
-        if times is None:
+    def _work(self, block: str, bits: Bits, fired: Words) -> Work:
+        """Return the work of the units ``bits``, of which ``fired[sequence, layer, word]`` are multiplied."""
+        words, held = pack(bits), self._held[block]
+        units = count_in(words, held).T
+        if len(fired) == 1:
             return Work(units, units)
-        macs = np.bincount(places, np.maximum(times[bits], 1), minlength=shape[0] * shape[1])
-        return Work(units, macs.astype(np.int64).reshape(shape))
+        fired = fired[..., : words.shape[-1]]  # a source may fill up its layers with more words
+        digits: list[Words] = []
+        for one in fired:
+            tally(digits, one)
+        in_vain = words & ~union(fired)  # multiplied once all the same
+        macs = count_in(in_vain, held) + sum(count_in(digit & words, held) << k for k, digit in enumerate(digits))
+        return Work(units, macs.T)
 
-    def _place_index(self, block: str) -> NDArray[np.int32]:
-        """Return ``layer * places + place`` of every unit."""
-        place = np.where(self.resident[block], np.int32(0), self.home[block].astype(np.int32) + 1)
-        return np.asarray(place + (1 + self.n_dimms) * np.arange(self.neurons.n_layers, dtype=np.int32)[:, None])
+    def _places(self, block: str, layers: Any = slice(None)) -> Words:
+        """Return the units of each place, packed ``[place, layer, word]``."""
+        resident, home = self.resident[block][layers], self.home[block][layers]
+        place = np.where(resident, np.int8(NOWHERE), home)
+        return np.stack([pack(place == number) for number in (NOWHERE, *range(self.n_dimms))])
 
     def _moved_bytes(self, moves: Moves) -> tuple[Counts, Counts]:
         """Return the bytes that leave and reach each DIMM, ``[layer, dimm]``; the oracle's moves are free."""
@@ -329,8 +332,9 @@ class NeuronState:
 
     def _fresh_window(self) -> _Window:
         n_layers = self.neurons.n_layers
+        counter = np.min_scalar_type(self.balancer.window if self.balancer is not None else 0)
         return _Window(
-            0, {b: np.zeros((n_layers, n), dtype=np.uint16) for b, n in self.neurons.n_units.items()},
+            0, {b: np.zeros((n_layers, n), dtype=counter) for b, n in self.neurons.n_units.items()},
             {b: np.zeros((n_layers, self.n_dimms), dtype=np.int64) for b in BLOCKS},
         )  # fmt: skip
 
@@ -338,7 +342,7 @@ class NeuronState:
         found, cold = step.scores[block], units[:, 1:]
         macs = step.work[block].macs.sum() + (step.late[block].macs.sum() if self.late else 0)
         size = self.unit_bytes[block]
-        copied = sum(len(copied) for _, copied, _ in step.copied[block]) * size
+        copied = len(step.copied[block].copied) * size
         moved = 0 if isinstance(self.balancer, OfflineOptimal) else int((step.moves.block == BLOCKS.index(block)).sum())
         self.steps.append(
             (step.order, block, step.sequences, found.true_positive + found.false_negative,

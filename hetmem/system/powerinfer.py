@@ -142,7 +142,7 @@ class PowerInfer(OffloadSystem):
         attention = [k for k in kernels if k.name in ATTENTION]
         n_bytes = sum(k.kv_read_bytes for k in attention)
         whole, memory = self._cpu_s(np.array([sum(k.flops for k in attention)]), np.array([float(n_bytes)]))
-        costs = self._on_cpu("attention", whole, memory, np.array([n_bytes]))
+        costs = self._on_cpu(["attention"], whole, memory, np.array([n_bytes]))
         parts = [k for k in kernels if k.name in ("proj", "attn_norm", "mlp_norm")]
         op = Op("proj", sum(k.flops for k in parts), sum(k.bytes for k in parts), 0)
         costs["proj.compute"], costs["proj.memory"] = self.ops.price(op)
@@ -153,20 +153,16 @@ class PowerInfer(OffloadSystem):
     def _neuron_costs(self, block: str, tail: str, work: Work, shape: StepShape) -> dict[str, Cost]:
         model = self.neurons
         passed = 2 * shape.tokens * self.model.d_model * self.precision.activation_bits / 8
-        compute, memory = hot_costs(self.ops.law, self.ops.dtype, model, block, work, passed)
+        slots = [f"l{layer}.{block}{tail}" for layer in range(self.model.n_layers)]
         n_bytes = (work.units[:, 1] * model.unit_bytes[block]).astype(np.float64)
         whole, leg = self._cpu_s(2.0 * work.macs[:, 1] * model.macs_per_unit[block], n_bytes)
-        costs: dict[str, Cost] = {}
-        for layer in range(self.model.n_layers):
-            slot = f"l{layer}.{block}{tail}"
-            here = slice(layer, layer + 1)
-            costs[f"{slot}.compute"], costs[f"{slot}.memory"] = compute[layer], memory[layer]
-            costs |= self._on_cpu(f"{slot}.cpu", whole[here], leg[here], n_bytes[here])
-        return costs
+        costs = hot_costs(self.ops.law, self.ops.dtype, model, block, slots, work, passed)
+        return costs | self._on_cpu([f"{slot}.cpu" for slot in slots], whole, leg, n_bytes)
 
-    def _on_cpu(self, slot: str, whole: Any, memory: Any, n_bytes: Any) -> dict[str, Cost]:
+    def _on_cpu(self, slots: list[str], whole: Any, memory: Any, n_bytes: Any) -> dict[str, Cost]:
         fj = n_bytes * 8 * self.host.pj_per_bit * 1e3
-        return {f"{slot}.compute": costs_of(whole, n_bytes * 0)[0], f"{slot}.memory": costs_of(memory, n_bytes, fj)[0]}
+        compute = costs_of([f"{slot}.compute" for slot in slots], whole, n_bytes * 0)
+        return compute | costs_of([f"{slot}.memory" for slot in slots], memory, n_bytes, fj)
 
     def _prefill_costs(self, shape: StepShape) -> dict[str, Cost]:
         path = self.config.prefill_path()

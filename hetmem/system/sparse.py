@@ -1,6 +1,6 @@
 """What systems with hot and cold neurons share: the units of a model, and what the GPU computes of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,21 +88,23 @@ def require_room(name: str, asked: int, room: int, capacity: int) -> None:
 
 
 def hot_costs(
-    gpu: GpuLaw, dtype: str, model: NeuronModel, block: str, work: Work, activation_bytes: float
-) -> tuple[list[Cost], list[Cost]]:
-    """Return the compute and the memory leg of the GPU's part of a block, a layer each; nothing where it has none."""
+    gpu: GpuLaw, dtype: str, model: NeuronModel, block: str, slots: Sequence[str], work: Work, activation_bytes: float
+) -> dict[str, Cost]:
+    """Return the costs of the legs of the GPU's part of a block, a slot a layer; nothing where a layer has none."""
     units = work.units[:, 0]
     n_bytes = units * model.unit_bytes[block] + np.where(units > 0, activation_bytes, 0.0)
     flops = 2.0 * work.macs[:, 0] * model.macs_per_unit[block]
-    works = zip(flops.tolist(), n_bytes.tolist(), (units > 0).tolist(), strict=True)
-    legs = np.array([gpu.legs_s(f, b, dtype) if there else (0.0, 0.0) for f, b, there in works])
-    return costs_of(legs[:, 0], n_bytes * 0), costs_of(legs[:, 1], n_bytes)
+    whole, memory = (np.where(units > 0, leg, 0.0) for leg in gpu.legs_s(flops, n_bytes, dtype))
+    compute = costs_of([f"{slot}.compute" for slot in slots], whole, n_bytes * 0)
+    return compute | costs_of([f"{slot}.memory" for slot in slots], memory, n_bytes)
 
 
-def costs_of(seconds: NDArray[Any], n_bytes: NDArray[Any], fj: NDArray[Any] | None = None) -> list[Cost]:
-    """Return a cost per item; what takes time takes a tick at least."""
+def costs_of(
+    slots: Iterable[str], seconds: NDArray[Any], n_bytes: NDArray[Any], fj: NDArray[Any] | None = None
+) -> dict[str, Cost]:
+    """Return the cost of each slot, arrays of any shape being taken in order; what takes time takes a tick at least."""
     ps = np.rint(seconds * 1e12).astype(np.int64)
     ps = np.where((seconds > 0) & (ps == 0), 1, ps)
-    spent = np.zeros(len(ps), dtype=np.int64) if fj is None else np.rint(fj).astype(np.int64)
-    moved = np.rint(n_bytes).astype(np.int64)
-    return [Cost(*row) for row in zip(ps.tolist(), spent.tolist(), moved.tolist(), strict=True)]
+    spent = np.zeros_like(ps) if fj is None else np.rint(fj).astype(np.int64)
+    columns = (ps, spent, np.rint(n_bytes).astype(np.int64))
+    return dict(zip(slots, map(Cost, *(column.ravel().tolist() for column in columns)), strict=True))

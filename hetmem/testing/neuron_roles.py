@@ -58,6 +58,11 @@ def _predictor_examples() -> list[Arguments]:
         parents = _read_only(rng.integers(0, n, (n, 2)))
         states = _read_only(rng.integers(0, 16, n, dtype=np.uint8))
         views.append(PredictView("mlp", layer, 3, states, parents, above, _read_only(rng.random(n) < 0.4)))
+    shape = (3, 20)  # all layers at once, as systems ask
+    states, above, truth = rng.integers(0, 16, shape, dtype=np.uint8), rng.random(shape) < 0.4, rng.random(shape) < 0.4
+    above[0] = False
+    tables = rng.integers(0, 20, (20, 2)), rng.integers(0, 20, (*shape, 2))
+    views += [PredictView("mlp", 0, 3, *map(_read_only, (states, parents, above, truth))) for parents in tables]
     return [(view,) for view in views]
 
 
@@ -74,26 +79,33 @@ def _adjustment_examples() -> list[Arguments]:
     for n, free, most in ((1, 0, 5), (30, 0, 4), (30, 3, 0), (30, 5, 100)):
         states = _read_only(rng.integers(0, 16, n, dtype=np.uint8))
         views.append(AdjustmentView(states, _read_only(rng.random(n) < 0.3), free, most))
+    shape = (4, 20)  # all layers at once, as systems ask
+    states, resident = _read_only(rng.integers(0, 16, shape, dtype=np.uint8)), _read_only(rng.random(shape) < 0.3)
+    views.append(AdjustmentView(states, resident, 0, _read_only(np.array([5, 0, 20, 1]))))
+    views.append(AdjustmentView(states, resident, _read_only(np.array([0, 1, 2, 3])), 4))
     return [(view,) for view in views]
 
 
 def _check_adjustment(policy: Any, arguments: Arguments, decision: AdjustmentDecision) -> None:
     view: AdjustmentView = arguments[0]
     copied, evicted = decision.copied, decision.evicted
-    assert len(copied) <= view.max_copies, f"{len(copied)} copies, but {view.max_copies} is the most"
+    resident = np.atleast_2d(view.resident)
+    n_layers, n = resident.shape
+    n_copied, n_evicted = (np.bincount(units // n, minlength=n_layers) for units in (copied, evicted))
+    assert (n_copied <= view.max_copies).all(), f"{n_copied} copies, but {view.max_copies} is the most"
     assert len(set(copied.tolist())) == len(copied), "copies a unit twice"
     assert len(set(evicted.tolist())) == len(evicted), "overwrites a unit twice"
-    assert not view.resident[copied].any(), "copies what is resident"
-    assert view.resident[evicted].all(), "overwrites what is not resident"
-    assert len(copied) - len(evicted) <= view.free_slots, "fills more slots than there are"
+    assert not resident.flat[copied].any(), "copies what is resident"
+    assert resident.flat[evicted].all(), "overwrites what is not resident"
+    assert (n_copied - n_evicted <= view.free_slots).all(), "fills more slots than there are"
 
 
 def _balance_examples() -> list[Arguments]:
     rng = np.random.default_rng(8)
     views = []
-    for n, dimms, most in ((1, 1, None), (2, 2, 0), (60, 4, None), (60, 8, 3), (61, 5, 1)):
+    for n, dimms, most in ((1, 1, None), (2, 2, 0), (60, 4, None), (60, 8, 3), (61, 5, 1), ((3, 70), 4, 6)):
         where = rng.integers(0, dimms, n)
-        where[rng.random(n) < 0.2] = NOWHERE
+        where[rng.random(n) < 0.2] = NOWHERE  # the last of all layers at once, as systems ask
         counts = (_read_only(rng.integers(0, 6, n)) for _ in range(2))
         views.append(BalanceView(dimms, _read_only(where), next(counts), 5, most, next(counts)))
     return [(view,) for view in views]
@@ -102,7 +114,7 @@ def _balance_examples() -> list[Arguments]:
 def _check_balance(policy: Any, arguments: Arguments, decision: BalanceDecision) -> None:
     view: BalanceView = arguments[0]
     assert len(set(decision.unit.tolist())) == len(decision.unit), "moves a unit twice"
-    assert (view.where[decision.unit] == decision.source).all(), "moves a unit from where it is not"
+    assert (view.where.flat[decision.unit] == decision.source).all(), "moves a unit from where it is not"
     assert (decision.source != NOWHERE).all(), "moves a unit that the GPU holds"
     assert ((decision.target >= 0) & (decision.target < view.n_dimms)).all(), "moves a unit to no DIMM"
     assert (decision.source != decision.target).all(), "moves a unit to where it is"

@@ -40,7 +40,7 @@ class Hoards:
 @frozen
 class Shortens:
     def decide(self, view: PredictView) -> np.ndarray:
-        return view.states[1:] > 3
+        return view.states[..., 1:] > 3
 
 
 @frozen
@@ -52,8 +52,8 @@ class CopiesTooMany:
 @frozen
 class MovesEverything:
     def decide(self, view: BalanceView) -> BalanceDecision:
-        units = np.arange(len(view.where))
-        return BalanceDecision(units, view.where.astype(np.int64), np.zeros(len(units), np.int64))
+        units = np.arange(view.where.size)
+        return BalanceDecision(units, view.where.ravel().astype(np.int64), np.zeros(len(units), np.int64))
 
 
 @pytest.mark.parametrize(

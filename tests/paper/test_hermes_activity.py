@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from hetmem import catalog
-from hetmem.model.activation import GeneratedActivity, NeuronBlock, activation_model, count_fired, unpack
+from hetmem.model.activation import GeneratedActivity, NeuronBlock, activation_model, count_fired
 from hetmem.model.activity_stats import measure
+from hetmem.model.bits import unpack
 from hetmem.model.sparsity import block_sparsity, sparsity_anchors
 from hetmem.policy.balance import NOWHERE, BalanceView, NoBalance, WindowRemap, dimm_loads
 from hetmem.policy.partition import OfflinePartition, PartitionView, frequency_groups

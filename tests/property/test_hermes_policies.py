@@ -15,6 +15,7 @@ from hetmem.policy.balance import (
     imbalance,
 )
 from hetmem.policy.partition import GPU, OfflinePartition, PartitionView
+from hetmem.policy.predictor import PredictView, RandomPredictor, StateTable
 
 
 @st.composite
@@ -99,6 +100,39 @@ def test_adjustment_swaps_within_budget_and_never_for_a_colder_unit(data):
     if len(evicted):
         assert states[copied].min() > states[evicted].max() or view.free_slots
         assert states[evicted].max() <= states[after & resident].min(initial=15)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0, 3, None]))
+def test_layers_together_are_decided_as_each_alone(seed, most):
+    rng = np.random.default_rng(seed)
+    shape = n_layers, n = int(rng.integers(1, 5)), int(rng.integers(1, 150))
+    states, fired, resident = (
+        rng.integers(0, 16, shape, dtype=np.uint8),
+        rng.random(shape) < 0.3,
+        rng.random(shape) < 0.2,
+    )
+    above = np.concatenate([np.zeros_like(fired[:1]), fired[:-1]])
+    for parents in (rng.integers(0, n, (n, 2)), rng.integers(0, n, (*shape, 2)), np.stack([np.arange(n)] * 2, axis=1)):
+        for policy in (StateTable(), StateTable("layer"), RandomPredictor(0.4)):
+            together = policy.decide(PredictView("mlp", 0, 1, states, parents, above))
+            for k in range(n_layers):
+                own, seen = parents if parents.ndim == 2 else parents[k], above[k] if k else None
+                assert np.array_equal(policy.decide(PredictView("mlp", k, 1, states[k], own, seen)), together[k])
+    free, copies = rng.integers(0, 3, n_layers), rng.integers(0, 9, n_layers)
+    together = HotColdAdjustment().decide(AdjustmentView(states, resident, free, copies))
+    alone = [
+        HotColdAdjustment().decide(AdjustmentView(*view)) for view in zip(states, resident, free, copies, strict=True)
+    ]
+    for part in ("copied", "evicted"):
+        assert getattr(together, part).tolist() == [
+            unit + k * n for k, one in enumerate(alone) for unit in getattr(one, part).tolist()
+        ]
+    counts, where = rng.integers(0, 6, shape), rng.integers(NOWHERE, 5, shape)
+    for policy in (WindowRemap(), RoundRobin(), OfflineOptimal()):
+        together = policy.decide(BalanceView(5, where, counts, 5, most, counts))
+        alone = [policy.decide(BalanceView(5, where[k], counts[k], 5, most, counts[k])) for k in range(n_layers)]
+        assert together.moves == [(unit + k * n, *ends) for k, one in enumerate(alone) for unit, *ends in one.moves]
 
 
 @st.composite

@@ -10,13 +10,10 @@ from hetmem.model.activation import (
     NeuronBlock,
     activation_model,
     count_fired,
-    count_in,
     next_batch,
-    pack,
-    union,
-    unpack,
 )
 from hetmem.model.activity_stats import followers, measure, similarity
+from hetmem.model.bits import count_in, pack, union, unpack
 from hetmem.model.sparsity import block_sparsity, sparsity_anchors
 
 
@@ -124,6 +121,22 @@ def test_siblings_tell_of_each_other_s_followers():
     both = fired[:, 1:] & fired[:, :-1][..., sibling]
     frequencies_alone = (model.frequency**2).sum() / model.frequency.sum()  # 0.48
     assert both.sum() / fired[:, :-1].sum() > frequencies_alone + 0.2
+
+
+def test_siblings_draw_the_same_bits_again_wherever_both_draw_anew():
+    model = mlp(n_layers=60, layer_densities=(0.18,) * 60)
+    fired = unpack(tokens(model, 64), 1024)
+    both = fired & fired[..., model.parents[:, 1]]
+    share = both.sum(axis=(0, 2)) / fired.sum(axis=(0, 2))
+    assert share[:10].mean() == pytest.approx(0.886, abs=0.015)  # they part where one of them follows alone
+    assert share[30:].mean() == pytest.approx(0.818, abs=0.02)  # and no further with depth
+
+
+def test_a_unit_that_always_fires_does():
+    model = mlp()
+    always = model.frequency == 1
+    assert always.sum() > 100
+    assert unpack(tokens(model, 64), 1024)[:, always].mean() > 0.9995  # 255/256 without a mark for a rate of 1
 
 
 def test_renewal_lets_the_similarity_fall_on():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hetmem.errors import WorkloadError
-from hetmem.model.activation import unpack
 from hetmem.model.activity_trace import RecordedActivity, read_activity
+from hetmem.model.bits import unpack
 
 
 @pytest.fixture
