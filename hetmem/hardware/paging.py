@@ -11,6 +11,8 @@ Ignored: associativity of the TLB, the TLB's hit time, caching of table entries,
 From: H2M2, arXiv 2504.14893, memory abstraction; page walkers per side are not published.
 """
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 from attrs import define, field, frozen
@@ -19,6 +21,9 @@ from hetmem.catalog import Entry
 from hetmem.catalog.structure import structure
 from hetmem.errors import CapacityError, ConfigError
 from hetmem.hardware.values import not_negative, positive, whole
+
+#: A whole number, or an array of them.
+Count = TypeVar("Count", int, npt.NDArray[np.int64])
 
 
 @frozen
@@ -78,9 +83,9 @@ class Translation:
         """Return the virtual pages of the logical space."""
         return self.logical_bytes // self.page_bytes
 
-    def pages(self, tensor_bytes: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Return the pages that tensors of ``tensor_bytes`` bytes occupy, each its own."""
-        return -(-np.asarray(tensor_bytes, dtype=np.int64) // self.page_bytes)
+    def pages(self, tensor_bytes: Count) -> Count:
+        """Return the pages that a tensor of ``tensor_bytes`` bytes occupies; of several, each its own."""
+        return -(-tensor_bytes // self.page_bytes)
 
     def misses(self, swept_pages: int, cycle_pages: int) -> int:
         """Return the misses of one sweep over ``swept_pages`` in a cycle that visits ``cycle_pages`` in all.
@@ -138,7 +143,7 @@ class PageTable:
         """
         if group in self._regions:
             raise ConfigError(group, f"already has pages on {self.memory}")
-        span = int(self.translation.pages(max_tensor_bytes))
+        span = self.translation.pages(max_tensor_bytes)
         if self._next_page + count * span > self._entries.size:
             raise ConfigError(group, f"exceeds the logical space of {self.memory}'s page table")
         self._regions[group] = _Region(self._next_page, count, span)
@@ -147,7 +152,7 @@ class PageTable:
     def growth(self, group: str, tensor_bytes: int) -> int:
         """Return the pages that :meth:`resize` would allocate (negative: free), changing nothing."""
         region = self._regions[group]
-        return (int(self.translation.pages(tensor_bytes)) - region.used) * region.count
+        return (self.translation.pages(tensor_bytes) - region.used) * region.count
 
     def resize(self, group: str, tensor_bytes: int) -> int:
         """Give every tensor of ``group`` ``tensor_bytes`` bytes; return the table entries written.
@@ -160,7 +165,7 @@ class PageTable:
             When a tensor outgrows its reservation.
         """
         region = self._regions[group]
-        wanted = int(self.translation.pages(tensor_bytes))
+        wanted = self.translation.pages(tensor_bytes)
         if wanted > region.span:
             raise ConfigError(group, f"{tensor_bytes} bytes exceed the {region.span} pages of a tensor")
         growth = self.growth(group, tensor_bytes)

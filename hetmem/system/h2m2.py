@@ -20,7 +20,7 @@ from hetmem.errors import CapacityError
 from hetmem.hardware.kernel_cost import DecodeWork, half_elements, mapping_view, read_bytes, tensor_bytes
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine, Memory, Unit
-from hetmem.hardware.paging import PageTable
+from hetmem.hardware.paging import PageTable, Translation
 from hetmem.monitor.table import Table
 from hetmem.policy.kernel_mapping import SIDES, SUBLAYERS, MappingView
 from hetmem.policy.kernel_mapping import Mapping as KernelMapping
@@ -61,7 +61,7 @@ class H2m2(SidedSystem):
         self.sides = (self.board.side("fast"), self.board.side("slow"))
         self.link = self.board.part("link", self.board.link)
         costs = self.board.part("abstraction", self.board.abstraction)
-        self.paging = self.board.part("paging", self.board.paging) if costs.paged else None
+        self.paging: Translation | None = self.board.part("paging", self.board.paging) if costs.paged else None
         self.translates, self.upkeep = costs.paged and costs.translation, costs.paged and costs.upkeep
         self.migrates = costs.paged and costs.migration
         self.unit_bytes: int = 1 if self.paging is None else self.paging.page_bytes
@@ -240,11 +240,11 @@ class H2m2(SidedSystem):
             return 0.0
         work = phase.work
         elements = half_elements(work, phase.sublayer, split)[index]
-        pages = int(self.paging.pages(work.stored_bytes(phase.sublayer, elements)))
+        pages = self.paging.pages(work.stored_bytes(phase.sublayer, elements))
         misses = self.paging.misses(pages, todo.units[index])
         if phase.sublayer != "attention" and pages > self.paging.tlb_entries:
-            misses *= work.passes(phase.sublayer, self.sides[index].chip)
-        return float(self.paging.walk_s(misses))
+            misses *= work.reads(phase.sublayer, self.sides[index].chip)
+        return self.paging.walk_s(misses)
 
     def _copy_costs(self, todo: Change) -> dict[str, Cost]:
         costs: dict[str, Cost] = {}

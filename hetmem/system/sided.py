@@ -14,7 +14,6 @@ From: H2M2, arXiv 2504.14893; prefill is ours.
 from functools import cached_property
 from typing import ClassVar, NamedTuple
 
-import numpy as np
 from attrs import evolve, frozen
 
 from hetmem.engine.graph import Cost
@@ -24,9 +23,8 @@ from hetmem.hardware.kernel_cost import (
     DecodeWork,
     Side,
     SideMemory,
+    element_compute_s,
     half_elements,
-    layer_compute_s,
-    layer_read_bytes,
 )
 from hetmem.hardware.link import LinkPath
 from hetmem.hardware.machine import Unit
@@ -116,13 +114,13 @@ class SidedSystem(System):
 
     def whole(self, phase: Phase, side: Side, shards: int = 1) -> Part:
         """Return the share of one of ``shards`` equal sides that do all of ``phase`` together."""
-        elements = np.asarray(-(-phase.work.layer_elements(phase.sublayer) // shards))
-        return self._part(phase, elements, side)
+        return self._part(phase, -(-phase.work.layer_elements(phase.sublayer) // shards), side)
 
     @staticmethod
-    def _part(phase: Phase, elements: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]", side: Side) -> Part:
-        read = layer_read_bytes(phase.work, phase.sublayer, elements, side)
-        return Part(float(layer_compute_s(phase.work, phase.sublayer, elements, side, phase.rows)), int(read))
+    def _part(phase: Phase, elements: int, side: Side) -> Part:
+        work, name = phase.work, phase.sublayer
+        compute_s = elements / side.chips * element_compute_s(work, name, side.chip, phase.rows)
+        return Part(compute_s, work.stored_bytes(name, elements) * work.reads(name, side.chip))
 
     def written_bytes(self, view: StepView) -> int:
         """Return the bytes of the new keys and values of one layer."""
@@ -143,7 +141,7 @@ class SidedSystem(System):
         sampled = total(view.prefill, view.decode).sampled
         if self.board.decoder_only or not sampled:
             return Part(0.0, 0)
-        weights = np.asarray(-(-self.model.vocab * self.model.d_model // shards))
+        weights = -(-self.model.vocab * self.model.d_model // shards)
         work = evolve(self.shape, batch=sampled, fc_weights=self.model.vocab * self.model.d_model)
         return self._part(Phase("fc", work), weights, side)
 
