@@ -87,12 +87,16 @@ class Translation:
         """Return the pages that a tensor of ``tensor_bytes`` bytes occupies; of several, each its own."""
         return -(-tensor_bytes // self.page_bytes)
 
-    def misses(self, swept_pages: int, cycle_pages: int) -> int:
-        """Return the misses of one sweep over ``swept_pages`` in a cycle that visits ``cycle_pages`` in all.
+    def thrashes(self, cycle_pages: int) -> bool:
+        """Return whether each page of a cycle over ``cycle_pages`` misses.
 
         Least recently used replacement under a cyclic sweep: all or nothing.
         """
-        return swept_pages if cycle_pages > self.tlb_entries else 0
+        return cycle_pages > self.tlb_entries
+
+    def misses(self, swept_pages: int, cycle_pages: int) -> int:
+        """Return the misses of one sweep over ``swept_pages`` in a cycle that visits ``cycle_pages`` in all."""
+        return swept_pages if self.thrashes(cycle_pages) else 0
 
     def walk_s(self, misses: int) -> float:
         """Return the seconds that ``misses`` page walks add to a memory's time."""
@@ -173,15 +177,16 @@ class PageTable:
             page = self.translation.page_bytes
             held = tuple((name, r.used * r.count * page) for name, r in self._regions.items() if r.used)
             raise CapacityError(self.memory, growth * page, self._n_free * page, self.frames * page, held)
-        block = self._entries[region.first : region.first + region.count * region.span]
-        pages = block.reshape(region.count, region.span)
-        if growth > 0:
-            taken = self._free[self._n_free - growth : self._n_free][::-1]
-            pages[:, region.used : wanted] = taken.reshape(region.count, -1)
-        elif growth < 0:
-            self._free[self._n_free : self._n_free - growth] = pages[:, wanted : region.used].ravel()[::-1]
-            pages[:, wanted : region.used] = -1
-        self._n_free -= growth
+        if growth:
+            block = self._entries[region.first : region.first + region.count * region.span]
+            pages = block.reshape(region.count, region.span)
+            if growth > 0:
+                taken = self._free[self._n_free - growth : self._n_free][::-1]
+                pages[:, region.used : wanted] = taken.reshape(region.count, -1)
+            else:
+                self._free[self._n_free : self._n_free - growth] = pages[:, wanted : region.used].ravel()[::-1]
+                pages[:, wanted : region.used] = -1
+            self._n_free -= growth
         region.used, region.tensor_bytes = wanted, tensor_bytes
         return abs(growth)
 
