@@ -229,11 +229,11 @@ def element_compute_s(work: DecodeWork, sublayer: str, chip: Chip, rows: float =
     return matrix.seconds(work.kv_reads / matrix.tile_weights, streamed)
 
 
-def half_kernel_s(work: DecodeWork, sublayer: str, elements: Parts, side: Side) -> Seconds:
-    """Return the seconds that ``elements`` weights or KV elements per layer take on ``side``, all layers."""
-    read = work.stored_bytes(sublayer, elements) * work.reads(sublayer, side.chip)
+def half_kernel_s(work: DecodeWork, sublayer: str, elements: Parts, stored: Parts, side: Side) -> Seconds:
+    """Return the seconds that ``elements`` of a layer, ``stored`` bytes of them, take on ``side``, all layers."""
+    memory_s = stored * work.reads(sublayer, side.chip) / side.memory.rate_bytes_per_s
     compute_s = elements / side.chips * element_compute_s(work, sublayer, side.chip)
-    return work.layers * np.maximum(read / side.memory.rate_bytes_per_s, compute_s)
+    return work.layers * np.maximum(memory_s, compute_s)
 
 
 def split_table(
@@ -244,19 +244,16 @@ def split_table(
     With ``paging``, tensors occupy whole pages (one tensor per layer and side).
     """
 
-    def occupied(elements: Parts) -> Parts:
+    def half(elements: Parts, side: Side) -> tuple[Seconds, Parts]:
         held = work.stored_bytes(sublayer, elements)
+        seconds = half_kernel_s(work, sublayer, elements, held, side)
         if paging is not None:
             held = paging.pages(held) * paging.page_bytes
-        return work.layers * held
+        return seconds, work.layers * held
 
     on_fast, on_slow = half_elements(work, sublayer, np.arange(work.parts(sublayer) + 1))
-    return SplitTable(
-        fast_s=half_kernel_s(work, sublayer, on_fast, fast),
-        slow_s=half_kernel_s(work, sublayer, on_slow, slow),
-        fast_bytes=occupied(on_fast),
-        slow_bytes=occupied(on_slow),
-    )
+    (fast_s, fast_bytes), (slow_s, slow_bytes) = half(on_fast, fast), half(on_slow, slow)
+    return SplitTable(fast_s, slow_s, fast_bytes, slow_bytes)
 
 
 def mapping_view(work: DecodeWork, fast: Side, slow: Side, paging: Translation | None = None) -> MappingView:
@@ -331,8 +328,11 @@ def single_memory_s(work: DecodeWork, side: Side) -> float:
 
 
 def _bandwidth_bound_s(work: DecodeWork, side: Side) -> float:
-    whole_layers = {name: np.array(work.layer_elements(name)) for name in SUBLAYERS}
-    return float(sum(half_kernel_s(work, name, whole_layers[name], side) for name in SUBLAYERS))
+    seconds = 0.0
+    for name in SUBLAYERS:
+        elements, stored = (np.array(n) for n in (work.layer_elements(name), work.layer_bytes(name)))
+        seconds += float(half_kernel_s(work, name, elements, stored, side))
+    return seconds
 
 
 def _check_holds(work: DecodeWork, memory: SideMemory) -> None:

@@ -82,6 +82,8 @@ class SplitTable:
             column = getattr(self, name)
             if column.ndim != 1 or column.size != self.fast_s.size or column.size < 2:
                 raise ConfigError(name, f"expected {self.fast_s.size} values in one row, at least 2")
+        for name in ("fast_s", "slow_s"):
+            column = getattr(self, name)
             if not 0 <= column.min() <= column.max() < np.inf:  # nor NaN, which is in no order
                 raise ConfigError(name, "expected finite values of at least 0")
         fast, slow = self.fast_bytes, self.slow_bytes

@@ -90,13 +90,20 @@ def change(
     reserved, released, totals, short = [], [], [], []
     waits: dict[Tensor, Tensor] = {}
     for side in range(len(SIDES)):
-        was = fixed[side] + layers * sum(u[side] for u in before.values())
-        total = fixed[side] + layers * sum(u[side] for u in after.values())
-        gains = {name: after[name][side] - base[name][side] for name in SUBLAYERS}
-        leaving = {name: -g for name, g in gains.items() if g < 0 and (name, 1 - side) in copied}
-        left = fixed[side] + layers * sum(after[n][side] - g if n in leaving or g > 0 else after[n][side]
-                                          for n, g in gains.items())  # fmt: skip
-        wanted = layers * sum(g for g in gains.values() if g > 0)
+        was = total = left = fixed[side]
+        wanted = 0
+        gains: dict[str, int] = {}
+        leaving: dict[str, int] = {}
+        for name in SUBLAYERS:
+            here, stays = after[name][side], base[name][side]
+            gains[name] = gain = here - stays
+            was += layers * before[name][side]
+            total += layers * here
+            if gain > 0:
+                wanted += layers * gain
+            elif gain < 0 and (name, 1 - side) in copied:
+                leaving[name] = -gain
+            left += layers * (stays if gain > 0 or name in leaving else here)
         peak = max(total, min(capacity[side], left + wanted))
         free = capacity[side] - left
         if wanted > free:

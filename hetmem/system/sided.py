@@ -157,8 +157,7 @@ class SidedSystem(System):
         if self.board.decoder_only or not sampled:
             return Part(0.0, 0)
         weights = -(-self.model.vocab * self.model.d_model // shards)
-        work = evolve(self.shape, batch=sampled, fc_weights=self.model.vocab * self.model.d_model)
-        return self._part(Phase("fc", work), weights, side)
+        return self._part(Phase("fc", self.sized(sampled, 0)), weights, side)
 
     def legs(self, slot: str, part: Part, side: Side, layers: int) -> dict[str, Cost]:
         """Return the costs of the legs ``slot.compute`` and ``slot.memory`` of ``layers`` layers."""
