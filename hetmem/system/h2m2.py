@@ -245,25 +245,23 @@ class H2m2(SidedSystem):
         self, view: StepView, phase: Phase, mapping: KernelMapping, todo: Change, times: int
     ) -> dict[str, Cost]:
         costs: dict[str, Cost] = {}
-        split = getattr(mapping, phase.sublayer)
-        share = split / phase.work.parts(phase.sublayer)
-        written, output = self.written_bytes(view), self.activation_bytes(view)
-        kv_share = mapping.attention / self.shape.parts("attention")
-        halves = self.parts(phase, split, (self.sides[0], self.sides[1]))
-        for index, (side, part) in enumerate(zip(SIDES, halves, strict=True)):
-            slot, portion = f"{phase.name}.{side}", share if index == 0 else 1 - share
+        split, output = getattr(mapping, phase.sublayer), self.activation_bytes(view)
+        share, kv_share = split / phase.work.parts(phase.sublayer), mapping.attention / self.shape.parts("attention")
+        for index, elements in enumerate(half_elements(phase.work, phase.sublayer, split)):
+            slot, side = f"{phase.name}.{SIDES[index]}", self.sides[index]
+            part = self.part(phase, elements, side)
             if phase.name == "qkv":  # new keys and values go where attention reads them
-                part = part._replace(n_bytes=part.n_bytes + round(written * (kv_share if index == 0 else 1 - kv_share)))
-            costs |= self.legs(slot, part, self.sides[index], times)
-            costs[f"{slot}.walk"] = Cost(to_ps(self._walk_s(phase, split, index, todo)) * times)
-            costs[f"{slot}.out"] = self.over_link(round(output * portion), times)
+                written = round(self.written_bytes(view) * (kv_share if index == 0 else 1 - kv_share))
+                part = part._replace(n_bytes=part.n_bytes + written)
+            costs |= self.legs(slot, part, side, times)
+            costs[f"{slot}.walk"] = Cost(to_ps(self._walk_s(phase, elements, index, todo)) * times)
+            costs[f"{slot}.out"] = self.over_link(round(output * (share if index == 0 else 1 - share)), times)
         return costs
 
-    def _walk_s(self, phase: Phase, split: int, index: int, todo: Change) -> float:
+    def _walk_s(self, phase: Phase, elements: int, index: int, todo: Change) -> float:
         if self.paging is None or not self.translates:
             return 0.0
         work = phase.work
-        elements = half_elements(work, phase.sublayer, split)[index]
         pages = self.paging.pages(work.stored_bytes(phase.sublayer, elements))
         misses = self.paging.misses(pages, todo.units[index])
         if phase.sublayer != "attention" and pages > self.paging.tlb_entries:

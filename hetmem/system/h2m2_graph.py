@@ -50,7 +50,7 @@ def build(shape: Shape) -> Template:
     """Return the template of a step.
 
     Named tasks: ``start.L.SUBLAYER.SIDE`` begins the copy of a layer's pages to a side and ``moved.…`` ends it;
-    ``pages.L.SUBLAYER.SIDE`` is where a half-kernel waits for its own pages.
+    ``pages.L.SUBLAYER.SIDE`` is where, in a step that copies, a half-kernel waits for its own pages.
     """
     graph = GraphBuilder()
     at = _task(graph, shape, "host", "tables", _task(graph, shape, "host", "decide", ()))
@@ -60,15 +60,16 @@ def build(shape: Shape) -> Template:
         for name, to in shape.copied
     }
     for layer in range(shape.layers):
-        waited: dict[tuple[str, str], int] = {}
+        begun: set[str] = set()
         for phase, name in shape.phases:
             outs = []
             for side, link in zip(SIDES, LINKS, strict=True):
-                first = waited.get((name, side))
-                if first is None:
-                    own = moved.get((layer, name, side), ())
-                    first = waited[name, side] = graph.join(own, name=f"pages.{layer}.{name}.{side}")
-                outs.append(_half(graph, shape, f"{phase}.{side}", side, link, (at, first)))
+                ready = at
+                if shape.copied and name not in begun:  # later phases follow the first, which waits for both sides
+                    own = [moved[layer, name, side]] if (layer, name, side) in moved else []
+                    ready = graph.join([at, *own], name=f"pages.{layer}.{name}.{side}")
+                outs.append(_half(graph, shape, f"{phase}.{side}", side, link, ready))
+            begun.add(name)
             at = graph.join(outs)
     _kernel(graph, shape, HEAD, "slow", at, at)
     return graph.build()
@@ -92,8 +93,7 @@ def _kernel(graph: GraphBuilder, shape: Shape, slot: str, side: str, ready: int,
     )
 
 
-def _half(graph: GraphBuilder, shape: Shape, slot: str, side: str, link: str, after: tuple[int, ...]) -> int:
-    ready = graph.join(after)
+def _half(graph: GraphBuilder, shape: Shape, slot: str, side: str, link: str, ready: int) -> int:
     walk = _task(graph, shape, f"{side}.mmu", f"{slot}.walk", ready)
     legs = _kernel(graph, shape, slot, side, ready, walk)
     return _task(graph, shape, link, f"{slot}.out", legs, lag_ps=shape.lag_ps)

@@ -87,7 +87,7 @@ def change(
         gained = moved[name][0] - kept[name][0]
         if gained:
             copied[name, 0 if gained > 0 else 1] = -(-abs(gained) // unit_bytes)
-    reserved, released, totals, short = [], [], [], []
+    reserved, released, totals, short, entries = [], [], [], [], 0
     waits: dict[Tensor, Tensor] = {}
     for side in range(len(SIDES)):
         was = total = left = fixed[side]
@@ -99,6 +99,7 @@ def change(
             gains[name] = gain = here - stays
             was += layers * before[name][side]
             total += layers * here
+            entries += layers * abs(here - before[name][side])
             if gain > 0:
                 wanted += layers * gain
             elif gain < 0 and (name, 1 - side) in copied:
@@ -114,7 +115,6 @@ def change(
         totals.append(total)
     if len(short) == len(SIDES):
         raise CapacityError(*short[0], ())
-    entries = layers * sum(abs(after[n][s] - before[n][s]) for n in SUBLAYERS for s in range(len(SIDES)))
     return Change(
         copied, waits, entries, (reserved[0], reserved[1]), (released[0], released[1]), (totals[0], totals[1])
     )

@@ -24,7 +24,6 @@ from hetmem.hardware.kernel_cost import (
     Side,
     SideMemory,
     element_compute_s,
-    half_elements,
 )
 from hetmem.hardware.link import Link, LinkPath
 from hetmem.hardware.machine import Unit
@@ -121,18 +120,13 @@ class SidedSystem(System):
                 groups.append(Phase(name, work, group.attended / group.kv_tokens))
         return (Phase("qkv", gemm), *groups, Phase("fc", gemm))
 
-    def parts(self, phase: Phase, fast_parts: int, sides: tuple[Side, Side]) -> tuple[Part, Part]:
-        """Return both sides' parts of ``phase`` when ``fast_parts`` of its parts are on the fast side."""
-        both = half_elements(phase.work, phase.sublayer, fast_parts)
-        first, second = (self._part(phase, e, side) for e, side in zip(both, sides, strict=True))
-        return first, second
-
     def whole(self, phase: Phase, side: Side, shards: int = 1) -> Part:
         """Return the share of one of ``shards`` equal sides that do all of ``phase`` together."""
-        return self._part(phase, -(-phase.work.layer_elements(phase.sublayer) // shards), side)
+        return self.part(phase, -(-phase.work.layer_elements(phase.sublayer) // shards), side)
 
     @staticmethod
-    def _part(phase: Phase, elements: int, side: Side) -> Part:
+    def part(phase: Phase, elements: int, side: Side) -> Part:
+        """Return the part of ``phase`` that ``elements`` of its weights or KV elements are."""
         work, name = phase.work, phase.sublayer
         compute_s = elements / side.chips * element_compute_s(work, name, side.chip, phase.rows)
         return Part(compute_s, work.stored_bytes(name, elements) * work.reads(name, side.chip))
@@ -157,7 +151,7 @@ class SidedSystem(System):
         if self.board.decoder_only or not sampled:
             return Part(0.0, 0)
         weights = -(-self.model.vocab * self.model.d_model // shards)
-        return self._part(Phase("fc", self.sized(sampled, 0)), weights, side)
+        return self.part(Phase("fc", self.sized(sampled, 0)), weights, side)
 
     def legs(self, slot: str, part: Part, side: Side, layers: int) -> dict[str, Cost]:
         """Return the costs of the legs ``slot.compute`` and ``slot.memory`` of ``layers`` layers."""
