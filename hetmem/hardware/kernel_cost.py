@@ -244,16 +244,15 @@ def split_table(
     With ``paging``, tensors occupy whole pages (one tensor per layer and side).
     """
 
-    def half(elements: Parts, side: Side) -> tuple[Seconds, Parts]:
-        held = work.stored_bytes(sublayer, elements)
-        seconds = half_kernel_s(work, sublayer, elements, held, side)
-        if paging is not None:
-            held = paging.pages(held) * paging.page_bytes
-        return seconds, work.layers * held
-
-    on_fast, on_slow = half_elements(work, sublayer, np.arange(work.parts(sublayer) + 1))
-    (fast_s, fast_bytes), (slow_s, slow_bytes) = half(on_fast, fast), half(on_slow, slow)
-    return SplitTable(fast_s, slow_s, fast_bytes, slow_bytes)
+    halves = np.array(half_elements(work, sublayer, np.arange(work.parts(sublayer) + 1)))
+    held = work.stored_bytes(sublayer, halves)
+    fast_s, slow_s = (
+        half_kernel_s(work, sublayer, elements, stored, side)
+        for elements, stored, side in zip(halves, held, (fast, slow), strict=True)
+    )
+    if paging is not None:
+        held = paging.pages(held) * paging.page_bytes
+    return SplitTable(fast_s, slow_s, *(work.layers * held))
 
 
 def mapping_view(work: DecodeWork, fast: Side, slow: Side, paging: Translation | None = None) -> MappingView:

@@ -154,13 +154,17 @@ class H2m2(SidedSystem):
         return mapping, int(self.mapper.candidates(view))
 
     def _change(self, view: StepView, mapping: KernelMapping, new: Placement) -> Change:
-        if self._last is None:
-            held: Placement = dict.fromkeys(SUBLAYERS, (0, 0))
+        held: Placement
+        kept: Placement
+        last = self._last
+        if last is None:
+            held = dict.fromkeys(SUBLAYERS, (0, 0))
             kept = moved = {name: (0, 0) if name == "attention" else new[name] for name in SUBLAYERS}
         else:
-            last = self._last
             stays = self.sized(last.work.batch, min(survivors(view), last.work.context_tokens))
-            held, kept, moved = last.sizes, tensor_bytes(stays, last.mapping), tensor_bytes(stays, mapping)
+            held = last.sizes
+            kept = held if stays is last.work else tensor_bytes(stays, last.mapping)
+            moved = kept if mapping == last.mapping else tensor_bytes(stays, mapping)
         return change(
             held, kept, moved, new, layers=self.shape.layers, unit_bytes=self.unit_bytes,
             capacity=(self.capacity[0], self.capacity[1]), fixed=self.fixed, copies=self.migrates,
@@ -184,7 +188,8 @@ class H2m2(SidedSystem):
             costs |= self._phase_costs(view, phase, mapping, todo, times)
         costs |= self.legs(HEAD, self.head(view, self.sides[1]), self.sides[1], 1)
         idle = frozenset(slot for slot, cost in costs.items() if cost == FREE)
-        template = self._template(phases, per_layer, tuple(todo.copied), idle)
+        awaited = frozenset(todo.copied).union((name, side) for _, name, side in todo.waits)
+        template = self._template(phases, per_layer, tuple(todo.copied), awaited, idle)
         publish, wait = _frame_handles(template, todo)
         return MappedPlan(
             template.bind(costs, publish, wait),
@@ -278,18 +283,19 @@ class H2m2(SidedSystem):
         return costs
 
     def _template(
-        self, phases: tuple[Phase, ...], per_layer: bool, copied: tuple[tuple[str, int], ...], idle: frozenset[str]
-    ) -> Template:
+        self, phases: tuple[Phase, ...], per_layer: bool, copied: tuple[tuple[str, int], ...],
+        awaited: frozenset[tuple[str, int]], idle: frozenset[str],
+    ) -> Template:  # fmt: skip
         names = tuple((phase.name, phase.sublayer) for phase in phases)
         layers = self.shape.layers
-        key: Any = (names, per_layer, copied, idle)
+        key: Any = (names, per_layer, copied, awaited, idle)
         if key not in self.templates:
             chunk = {
                 f"{side}.memory": to_ps(self.unit_bytes / self.sides[index].memory.rate_bytes_per_s)
                 for index, side in enumerate(SIDES)
             } | dict.fromkeys(LINKS, to_ps(self.unit_bytes / (self.link_path.gbs * 1e9)))
             lag = to_ps(self.link_path.latency_s) * (1 if per_layer else layers)
-            self.templates[key] = build(Shape(names, layers if per_layer else 1, copied, idle, lag, chunk))
+            self.templates[key] = build(Shape(names, layers if per_layer else 1, copied, awaited, idle, lag, chunk))
         return self.templates[key]
 
 

@@ -30,6 +30,8 @@ class Shape:
         Layers to lower; one where all are folded into one.
     copied
         (sub-layer, side that they go to) of the pages that change sides.
+    awaited
+        (sub-layer, side) of the pages that a half-kernel waits for: copied there, or short of frames.
     idle
         Slots without work, whose tasks are left out.
     lag_ps
@@ -41,6 +43,7 @@ class Shape:
     phases: tuple[tuple[str, str], ...]
     layers: int
     copied: tuple[tuple[str, int], ...]
+    awaited: frozenset[tuple[str, int]]
     idle: frozenset[str]
     lag_ps: int
     chunk_ps: Mapping[str, int]
@@ -50,12 +53,12 @@ def build(shape: Shape) -> Template:
     """Return the template of a step.
 
     Named tasks: ``start.L.SUBLAYER.SIDE`` begins the copy of a layer's pages to a side and ``moved.…`` ends it;
-    ``pages.L.SUBLAYER.SIDE`` is where, in a step that copies, a half-kernel waits for its own pages.
+    ``pages.L.SUBLAYER.SIDE`` is where a half-kernel waits for its own pages.
     """
     graph = GraphBuilder()
     at = _task(graph, shape, "host", "tables", _task(graph, shape, "host", "decide", ()))
     moved = {
-        (layer, name, SIDES[to]): _copy(graph, shape, layer, name, to, at)
+        (layer, name, to): _copy(graph, shape, layer, name, to, at)
         for layer in range(shape.layers)
         for name, to in shape.copied
     }
@@ -63,10 +66,10 @@ def build(shape: Shape) -> Template:
         begun: set[str] = set()
         for phase, name in shape.phases:
             outs = []
-            for side, link in zip(SIDES, LINKS, strict=True):
+            for index, (side, link) in enumerate(zip(SIDES, LINKS, strict=True)):
                 ready = at
-                if shape.copied and name not in begun:  # later phases follow the first, which waits for both sides
-                    own = [moved[layer, name, side]] if (layer, name, side) in moved else []
+                if (name, index) in shape.awaited and name not in begun:  # later phases follow the first
+                    own = [moved[layer, name, index]] if (layer, name, index) in moved else []
                     ready = graph.join([at, *own], name=f"pages.{layer}.{name}.{side}")
                 outs.append(_half(graph, shape, f"{phase}.{side}", side, link, ready))
             begun.add(name)
