@@ -9,7 +9,7 @@ them. Not modelled: zero-copy access to the other side, dependency handling of t
 the tables' time, differences between layers. Embedding and head, where counted, are on the slow side.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from attrs import field, frozen
@@ -28,7 +28,7 @@ from hetmem.policy.kernel_search import MAPPERS, mapper
 from hetmem.system.base import Setup
 from hetmem.system.h2m2_graph import LINKS, Shape, build
 from hetmem.system.migration import Change, Placement, change
-from hetmem.system.ops import make_room
+from hetmem.system.ops import make_room, total
 from hetmem.system.sided import HEAD, Phase, SidedSystem, survivors
 from hetmem.units import to_ps
 
@@ -154,13 +154,11 @@ class H2m2(SidedSystem):
         return mapping, int(self.mapper.candidates(view))
 
     def _change(self, view: StepView, mapping: KernelMapping, new: Placement) -> Change:
-        held: Placement
-        kept: Placement
         last = self._last
-        if last is None:
-            held = dict.fromkeys(SUBLAYERS, (0, 0))
-            kept = moved = {name: (0, 0) if name == "attention" else new[name] for name in SUBLAYERS}
-        else:
+        held: Placement = dict.fromkeys(SUBLAYERS, (0, 0))
+        kept: Placement = {**new, "attention": (0, 0)}
+        moved = kept
+        if last is not None:
             stays = self.sized(last.work.batch, min(survivors(view), last.work.context_tokens))
             held = last.sizes
             kept = held if stays is last.work else tensor_bytes(stays, last.mapping)
@@ -186,7 +184,8 @@ class H2m2(SidedSystem):
         costs["tables"] = Cost(to_ps(todo.entries * self.paging.update_s) if self.paging and self.upkeep else 0)
         for phase in phases:
             costs |= self._phase_costs(view, phase, mapping, todo, times)
-        costs |= self.legs(HEAD, self.head(view, self.sides[1]), self.sides[1], 1)
+        sampled = total(view.prefill, view.decode).sampled
+        costs |= self._once((HEAD, sampled), lambda: self.legs(HEAD, self.head(view, self.sides[1]), self.sides[1], 1))
         idle = frozenset(slot for slot, cost in costs.items() if cost == FREE)
         awaited = frozenset(todo.copied).union((name, side) for _, name, side in todo.waits)
         template = self._template(phases, per_layer, tuple(todo.copied), awaited, idle)
@@ -241,9 +240,13 @@ class H2m2(SidedSystem):
             return self._half_costs(view, phase, mapping, todo, times)
         thrashes = None if self.paging is None else tuple(map(self.paging.thrashes, todo.units))
         key = (phase.name, phase.work.batch, mapping, thrashes, times)
+        return self._once(key, lambda: self._half_costs(view, phase, mapping, todo, times))
+
+    def _once(self, key: Any, costs: Callable[[], dict[str, Cost]]) -> dict[str, Cost]:
+        """Return the costs of weights that depend on ``key`` alone."""
         if key not in self._weight_costs:
             make_room(self._weight_costs)
-            self._weight_costs[key] = self._half_costs(view, phase, mapping, todo, times)
+            self._weight_costs[key] = costs()
         return self._weight_costs[key]
 
     def _half_costs(
