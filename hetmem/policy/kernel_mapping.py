@@ -83,8 +83,9 @@ class SplitTable:
             if column.ndim != 1 or column.size != self.fast_s.size or column.size < 2:
                 raise ConfigError(name, f"expected {self.fast_s.size} values in one row, at least 2")
         for name in ("fast_s", "slow_s"):
-            column = getattr(self, name)  # by index: a quarter of the time of min() and max()
-            if not 0 <= column[column.argmin()] <= column[column.argmax()] < np.inf:  # nor NaN, which is in no order
+            column = getattr(self, name)
+            # By index, in a quarter of the time of min() and max(); NaN is in no order, so it is refused too.
+            if not 0 <= column[column.argmin()] <= column[column.argmax()] < np.inf:
                 raise ConfigError(name, "expected finite values of at least 0")
         fast, slow = self.fast_bytes, self.slow_bytes
         if np.count_nonzero(fast[1:] < fast[:-1]) or np.count_nonzero(slow[1:] > slow[:-1]):
