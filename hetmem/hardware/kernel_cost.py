@@ -23,7 +23,7 @@ from hetmem.catalog import Entry
 from hetmem.catalog.structure import structure
 from hetmem.errors import CapacityError, ConfigError
 from hetmem.hardware.dram import memory
-from hetmem.hardware.paging import Translation
+from hetmem.hardware.paging import Count, Translation
 from hetmem.hardware.systolic import Chip
 from hetmem.hardware.values import fraction, not_negative, positive, whole
 from hetmem.policy.kernel_mapping import SUBLAYERS, Mapping, MappingView, SplitTable, Tier
@@ -176,17 +176,19 @@ class DecodeWork:
             return 2 * self.kv_heads * self.head_dim * self.context_tokens
         return self.qkv_weights if sublayer == "qkv" else self.fc_weights
 
-    def stored_bytes(self, sublayer: str, elements: Parts) -> Parts:
+    def stored_bytes(self, sublayer: str, elements: Count) -> Count:
         """Return the whole bytes that ``elements`` weights or KV elements of ``sublayer`` take."""
         bits = self.kv_bits if sublayer == "attention" else self.weight_bits
-        return np.asarray(-(-elements * bits // 8))
+        return -(-elements * bits // 8)
 
     def layer_bytes(self, sublayer: str) -> int:
         """Return the bytes that one layer of ``sublayer`` holds."""
-        return int(self.stored_bytes(sublayer, np.array(self.layer_elements(sublayer))))
+        return self.stored_bytes(sublayer, self.layer_elements(sublayer))
 
-    def passes(self, sublayer: str, chip: Chip) -> int:
-        """Return how often the weights of ``sublayer`` stream past the rows in the scratchpad."""
+    def reads(self, sublayer: str, chip: Chip) -> int:
+        """Return how often an iteration reads each byte: weights stream past the rows in the scratchpad."""
+        if sublayer == "attention":
+            return self.kv_reads
         row_bytes = self.qkv_row_bytes if sublayer == "qkv" else self.fc_row_bytes
         return chip.scratchpad.passes(self.batch, row_bytes)
 
@@ -202,65 +204,61 @@ class DecodeWork:
         return self.layers * (weights + self.layer_bytes("attention") * self.kv_reads)
 
 
-def half_elements(work: DecodeWork, sublayer: str, fast_parts: npt.ArrayLike) -> tuple[Parts, Parts]:
+def half_elements(work: DecodeWork, sublayer: str, fast_parts: Count) -> tuple[Count, Count]:
     """Return the elements of one layer of ``sublayer`` on the fast and on the slow side.
 
     Of a layer that does not divide evenly the slow side holds the rest, so that nothing is lost.
     """
-    fast = work.layer_elements(sublayer) * np.asarray(fast_parts, dtype=np.int64) // work.parts(sublayer)
-    return fast, work.layer_elements(sublayer) - fast
+    elements = work.layer_elements(sublayer)
+    fast = elements * fast_parts // work.parts(sublayer)
+    return fast, elements - fast
 
 
-def layer_read_bytes(work: DecodeWork, sublayer: str, elements: Parts, side: Side) -> Parts:
-    """Return the bytes that one layer reads for ``elements`` weights or KV elements, re-reads included."""
-    times = work.kv_reads if sublayer == "attention" else work.passes(sublayer, side.chip)
-    return work.stored_bytes(sublayer, elements) * times
-
-
-def layer_compute_s(work: DecodeWork, sublayer: str, elements: Parts, side: Side, rows: float = 1.0) -> Seconds:
-    """Return the seconds that one layer computes on ``elements`` weights or KV elements.
+def element_compute_s(work: DecodeWork, sublayer: str, chip: Chip, rows: float = 1.0) -> float:
+    """Return the seconds that a chip computes on one weight or KV element.
 
     ``rows`` is the new tokens that each key of attention meets on average: one in decode.
     """
-    matrix, share = side.chip.matrix, elements / side.chips
+    matrix = chip.matrix
     if sublayer != "attention":
-        passes = work.passes(sublayer, side.chip)
-        return np.asarray(share * matrix.seconds(1 / matrix.tile_weights, work.batch, passes))
+        return matrix.seconds(1 / matrix.tile_weights, work.batch, work.reads(sublayer, chip))
     if work.attention_unit == "vector":
-        return np.asarray(share * side.chip.vector.seconds(work.group * rows))
+        return chip.vector.seconds(work.group * rows)
     # KV stays in the array, the query heads that share a read stream through it.
     streamed = rows * work.group / work.kv_reads
-    return np.asarray(share * matrix.seconds(work.kv_reads / matrix.tile_weights, streamed))
+    return matrix.seconds(work.kv_reads / matrix.tile_weights, streamed)
 
 
-def half_kernel_s(work: DecodeWork, sublayer: str, elements: Parts, side: Side) -> Seconds:
-    """Return the seconds that ``elements`` weights or KV elements per layer take on ``side``, all layers."""
-    memory_s = layer_read_bytes(work, sublayer, elements, side) / side.memory.rate_bytes_per_s
-    return work.layers * np.maximum(memory_s, layer_compute_s(work, sublayer, elements, side))
+def half_kernel_s(work: DecodeWork, sublayer: str, elements: Parts, stored: Parts, side: Side) -> Seconds:
+    """Return the seconds that ``elements`` of a layer, ``stored`` bytes of them, take on ``side``, all layers."""
+    memory_s = stored * work.reads(sublayer, side.chip) / side.memory.rate_bytes_per_s
+    compute_s = elements / side.chips * element_compute_s(work, sublayer, side.chip)
+    return work.layers * np.maximum(memory_s, compute_s)
+
+
+def split_table(
+    work: DecodeWork, sublayer: str, fast: Side, slow: Side, paging: Translation | None = None
+) -> SplitTable:
+    """Return what each split of ``sublayer`` costs; that of weights does not depend on the context.
+
+    With ``paging``, tensors occupy whole pages (one tensor per layer and side).
+    """
+
+    halves = np.array(half_elements(work, sublayer, np.arange(work.parts(sublayer) + 1)))
+    held = work.stored_bytes(sublayer, halves)
+    fast_s, slow_s = (
+        half_kernel_s(work, sublayer, elements, stored, side)
+        for elements, stored, side in zip(halves, held, (fast, slow), strict=True)
+    )
+    if paging is not None:
+        held = paging.pages(held) * paging.page_bytes
+    return SplitTable(fast_s, slow_s, *(work.layers * held))
 
 
 def mapping_view(work: DecodeWork, fast: Side, slow: Side, paging: Translation | None = None) -> MappingView:
-    """Return what a mapping policy may know of ``work`` on two sides.
-
-    With ``paging``, tensors occupy whole pages (one tensor per layer, sub-layer and side).
-    """
-
-    def occupied(sublayer: str, elements: Parts) -> Parts:
-        held = work.stored_bytes(sublayer, elements)
-        if paging is not None:
-            held = paging.pages(held) * paging.page_bytes
-        return work.layers * held
-
-    def table(sublayer: str) -> SplitTable:
-        on_fast, on_slow = half_elements(work, sublayer, np.arange(work.parts(sublayer) + 1))
-        return SplitTable(
-            fast_s=half_kernel_s(work, sublayer, on_fast, fast),
-            slow_s=half_kernel_s(work, sublayer, on_slow, slow),
-            fast_bytes=occupied(sublayer, on_fast),
-            slow_bytes=occupied(sublayer, on_slow),
-        )
-
-    return MappingView(table("attention"), table("qkv"), table("fc"), fast.memory.tier, slow.memory.tier)
+    """Return what a mapping policy may know of ``work`` on two sides."""
+    attention, qkv, fc = (split_table(work, name, fast, slow, paging) for name in SUBLAYERS)
+    return MappingView(attention, qkv, fc, fast.memory.tier, slow.memory.tier)
 
 
 def tensor_bytes(work: DecodeWork, mapping: Mapping) -> dict[str, tuple[int, int]]:
@@ -268,7 +266,7 @@ def tensor_bytes(work: DecodeWork, mapping: Mapping) -> dict[str, tuple[int, int
     sizes = {}
     for name in SUBLAYERS:
         fast, slow = half_elements(work, name, getattr(mapping, name))
-        sizes[name] = (int(work.stored_bytes(name, fast)), int(work.stored_bytes(name, slow)))
+        sizes[name] = (work.stored_bytes(name, fast), work.stored_bytes(name, slow))
     return sizes
 
 
@@ -298,20 +296,20 @@ def iteration_s(work: DecodeWork, fast: Side, slow: Side, mapping: Mapping, pagi
     """
     sizes = tensor_bytes(work, mapping)
     pages = {
-        name: [0 if paging is None else work.layers * int(paging.pages(size)) for size in sizes[name]]
-        for name in SUBLAYERS
+        name: [0 if paging is None else work.layers * paging.pages(size) for size in sizes[name]] for name in SUBLAYERS
     }
     total_s = 0.0
     for name in SUBLAYERS:
         halves = []
         for index, side in enumerate((fast, slow)):
             elements = half_elements(work, name, getattr(mapping, name))[index]
-            read = work.layers * int(layer_read_bytes(work, name, elements, side))
+            read = work.layers * sizes[name][index] * work.reads(name, side.chip)
             memory_s = read / side.memory.rate_bytes_per_s
             if paging is not None:
                 cycle = sum(counts[index] for counts in pages.values())
                 memory_s += paging.walk_s(paging.misses(pages[name][index], cycle))
-            halves.append(max(memory_s, work.layers * float(layer_compute_s(work, name, elements, side))))
+            compute_s = elements / side.chips * element_compute_s(work, name, side.chip)
+            halves.append(max(memory_s, work.layers * compute_s))
         total_s += max(halves)
     return total_s
 
@@ -329,8 +327,11 @@ def single_memory_s(work: DecodeWork, side: Side) -> float:
 
 
 def _bandwidth_bound_s(work: DecodeWork, side: Side) -> float:
-    whole_layers = {name: np.array(work.layer_elements(name)) for name in SUBLAYERS}
-    return float(sum(half_kernel_s(work, name, whole_layers[name], side) for name in SUBLAYERS))
+    seconds = 0.0
+    for name in SUBLAYERS:
+        elements, stored = (np.array(n) for n in (work.layer_elements(name), work.layer_bytes(name)))
+        seconds += float(half_kernel_s(work, name, elements, stored, side))
+    return seconds
 
 
 def _check_holds(work: DecodeWork, memory: SideMemory) -> None:

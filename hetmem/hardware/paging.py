@@ -11,6 +11,8 @@ Ignored: associativity of the TLB, the TLB's hit time, caching of table entries,
 From: H2M2, arXiv 2504.14893, memory abstraction; page walkers per side are not published.
 """
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 from attrs import define, field, frozen
@@ -19,6 +21,9 @@ from hetmem.catalog import Entry
 from hetmem.catalog.structure import structure
 from hetmem.errors import CapacityError, ConfigError
 from hetmem.hardware.values import not_negative, positive, whole
+
+#: A whole number, or an array of them.
+Count = TypeVar("Count", int, npt.NDArray[np.int64])
 
 
 @frozen
@@ -78,16 +83,20 @@ class Translation:
         """Return the virtual pages of the logical space."""
         return self.logical_bytes // self.page_bytes
 
-    def pages(self, tensor_bytes: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Return the pages that tensors of ``tensor_bytes`` bytes occupy, each its own."""
-        return -(-np.asarray(tensor_bytes, dtype=np.int64) // self.page_bytes)
+    def pages(self, tensor_bytes: Count) -> Count:
+        """Return the pages that a tensor of ``tensor_bytes`` bytes occupies; of several, each its own."""
+        return -(-tensor_bytes // self.page_bytes)
 
-    def misses(self, swept_pages: int, cycle_pages: int) -> int:
-        """Return the misses of one sweep over ``swept_pages`` in a cycle that visits ``cycle_pages`` in all.
+    def thrashes(self, cycle_pages: int) -> bool:
+        """Return whether each page of a cycle over ``cycle_pages`` misses.
 
         Least recently used replacement under a cyclic sweep: all or nothing.
         """
-        return swept_pages if cycle_pages > self.tlb_entries else 0
+        return cycle_pages > self.tlb_entries
+
+    def misses(self, swept_pages: int, cycle_pages: int) -> int:
+        """Return the misses of one sweep over ``swept_pages`` in a cycle that visits ``cycle_pages`` in all."""
+        return swept_pages if self.thrashes(cycle_pages) else 0
 
     def walk_s(self, misses: int) -> float:
         """Return the seconds that ``misses`` page walks add to a memory's time."""
@@ -138,7 +147,7 @@ class PageTable:
         """
         if group in self._regions:
             raise ConfigError(group, f"already has pages on {self.memory}")
-        span = int(self.translation.pages(max_tensor_bytes))
+        span = self.translation.pages(max_tensor_bytes)
         if self._next_page + count * span > self._entries.size:
             raise ConfigError(group, f"exceeds the logical space of {self.memory}'s page table")
         self._regions[group] = _Region(self._next_page, count, span)
@@ -147,7 +156,7 @@ class PageTable:
     def growth(self, group: str, tensor_bytes: int) -> int:
         """Return the pages that :meth:`resize` would allocate (negative: free), changing nothing."""
         region = self._regions[group]
-        return (int(self.translation.pages(tensor_bytes)) - region.used) * region.count
+        return (self.translation.pages(tensor_bytes) - region.used) * region.count
 
     def resize(self, group: str, tensor_bytes: int) -> int:
         """Give every tensor of ``group`` ``tensor_bytes`` bytes; return the table entries written.
@@ -160,7 +169,7 @@ class PageTable:
             When a tensor outgrows its reservation.
         """
         region = self._regions[group]
-        wanted = int(self.translation.pages(tensor_bytes))
+        wanted = self.translation.pages(tensor_bytes)
         if wanted > region.span:
             raise ConfigError(group, f"{tensor_bytes} bytes exceed the {region.span} pages of a tensor")
         growth = self.growth(group, tensor_bytes)
@@ -168,15 +177,16 @@ class PageTable:
             page = self.translation.page_bytes
             held = tuple((name, r.used * r.count * page) for name, r in self._regions.items() if r.used)
             raise CapacityError(self.memory, growth * page, self._n_free * page, self.frames * page, held)
-        block = self._entries[region.first : region.first + region.count * region.span]
-        pages = block.reshape(region.count, region.span)
-        if growth > 0:
-            taken = self._free[self._n_free - growth : self._n_free][::-1]
-            pages[:, region.used : wanted] = taken.reshape(region.count, -1)
-        elif growth < 0:
-            self._free[self._n_free : self._n_free - growth] = pages[:, wanted : region.used].ravel()[::-1]
-            pages[:, wanted : region.used] = -1
-        self._n_free -= growth
+        if growth:
+            block = self._entries[region.first : region.first + region.count * region.span]
+            pages = block.reshape(region.count, region.span)
+            if growth > 0:
+                taken = self._free[self._n_free - growth : self._n_free][::-1]
+                pages[:, region.used : wanted] = taken.reshape(region.count, -1)
+            else:
+                self._free[self._n_free : self._n_free - growth] = pages[:, wanted : region.used].ravel()[::-1]
+                pages[:, wanted : region.used] = -1
+            self._n_free -= growth
         region.used, region.tensor_bytes = wanted, tensor_bytes
         return abs(growth)
 

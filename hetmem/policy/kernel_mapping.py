@@ -62,6 +62,8 @@ class SplitTable:
         Seconds until each side has finished its half.
     fast_bytes, slow_bytes
         Bytes of weights or KV that each side holds.
+    time_s
+        Seconds of each split: the later of the two sides.
 
     Raises
     ------
@@ -73,28 +75,35 @@ class SplitTable:
     slow_s: Seconds = field(converter=_seconds, eq=_SAME)
     fast_bytes: Bytes = field(converter=_bytes, eq=_SAME)
     slow_bytes: Bytes = field(converter=_bytes, eq=_SAME)
+    time_s: Seconds = field(init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         for name in ("fast_s", "slow_s", "fast_bytes", "slow_bytes"):
             column = getattr(self, name)
             if column.ndim != 1 or column.size != self.fast_s.size or column.size < 2:
                 raise ConfigError(name, f"expected {self.fast_s.size} values in one row, at least 2")
-            if not np.all(np.isfinite(column) & (column >= 0)):
+        for name in ("fast_s", "slow_s"):
+            column = getattr(self, name)
+            # By index, in a quarter of the time of min() and max(); NaN is in no order, so it is refused too.
+            if not 0 <= column[column.argmin()] <= column[column.argmax()] < np.inf:
                 raise ConfigError(name, "expected finite values of at least 0")
-        if np.any(np.diff(self.fast_bytes) < 0) or np.any(np.diff(self.slow_bytes) > 0):
+        fast, slow = self.fast_bytes, self.slow_bytes
+        if np.count_nonzero(fast[1:] < fast[:-1]) or np.count_nonzero(slow[1:] > slow[:-1]):
             raise ConfigError("fast_bytes", "must not fall, nor slow_bytes rise, with n")
-        if self.fast_bytes[0] != 0 or self.slow_bytes[-1] != 0:
+        if fast[0] != 0 or slow[-1] != 0:
             raise ConfigError("fast_bytes", "a side without parts must hold no bytes")
+        object.__setattr__(self, "time_s", _seconds(np.maximum(self.fast_s, self.slow_s)))
 
     @property
     def parts(self) -> int:
         """Return ``N``, the number of parts that the sub-layer is cut into."""
         return self.fast_s.size - 1
 
-    @property
-    def time_s(self) -> Seconds:
-        """Return the seconds of each split: the later of the two sides."""
-        return np.maximum(self.fast_s, self.slow_s)
+    def fitting(self, fast_free: int, slow_free: int) -> range:
+        """Return the splits that fit so many bytes of the two sides; as bytes are monotone, they are a range."""
+        on_slow = int(self.slow_bytes[::-1].searchsorted(slow_free, "right"))
+        on_fast = int(self.fast_bytes.searchsorted(fast_free, "right"))
+        return range(self.fast_s.size - on_slow, on_fast)
 
 
 @frozen
@@ -118,8 +127,8 @@ class MappingView:
 
     def table(self, sublayer: str) -> SplitTable:
         """Return the table of one of :data:`SUBLAYERS`."""
-        tables = {"attention": self.attention, "qkv": self.qkv, "fc": self.fc}
-        return tables[sublayer]
+        table: SplitTable = getattr(self, sublayer)
+        return table
 
     def time_s(self, mapping: Mapping) -> float:
         """Return the seconds of one iteration under ``mapping``."""
@@ -196,16 +205,20 @@ class GreedyMapper:
         chosen: dict[str, int] = {}
         for name in self.order:
             table = view.table(name)
-            fits = (table.fast_bytes <= fast_free) & (table.slow_bytes <= slow_free)
-            if not fits.any():
+            fits = table.fitting(fast_free, slow_free)
+            if not fits:
                 raise self._overfull(view, name, chosen, fast_free, slow_free)
-            fast_s = table.fast_s * self.alpha.get((name, "fast"), 1.0)
-            slow_s = table.slow_s * self.alpha.get((name, "slow"), 1.0)
-            n = int(np.argmin(np.where(fits, np.maximum(fast_s, slow_s), np.inf)))
+            n = fits[int(self._time_s(name, table)[fits.start : fits.stop].argmin())]
             chosen[name] = n
             fast_free -= int(table.fast_bytes[n])
             slow_free -= int(table.slow_bytes[n])
         return Mapping(**chosen)
+
+    def _time_s(self, name: str, table: SplitTable) -> Seconds:
+        if not self.alpha:
+            return table.time_s
+        fast, slow = (self.alpha.get((name, side), 1.0) for side in SIDES)
+        return np.maximum(table.fast_s * fast, table.slow_s * slow)
 
     def candidates(self, view: MappingView) -> int:
         """Return the splits of all sub-layers: each is looked at once."""

@@ -9,25 +9,26 @@ them. Not modelled: zero-copy access to the other side, dependency handling of t
 the tables' time, differences between layers. Embedding and head, where counted, are on the slow side.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
-from hetmem.engine.graph import Cost, Handle, Template
+from hetmem.engine.graph import FREE, Cost, Handle, Template
 from hetmem.engine.step import Plan, StepView
 from hetmem.errors import CapacityError
-from hetmem.hardware.kernel_cost import DecodeWork, half_elements, mapping_view, read_bytes, tensor_bytes
+from hetmem.hardware.kernel_cost import DecodeWork, half_elements, read_bytes, split_table, tensor_bytes
 from hetmem.hardware.ledger import Ledger
 from hetmem.hardware.machine import Machine, Memory, Unit
-from hetmem.hardware.paging import PageTable
+from hetmem.hardware.paging import PageTable, Translation
 from hetmem.monitor.table import Table
-from hetmem.policy.kernel_mapping import SIDES, SUBLAYERS, MappingView
+from hetmem.policy.kernel_mapping import SIDES, SUBLAYERS, MappingView, SplitTable, Tier
 from hetmem.policy.kernel_mapping import Mapping as KernelMapping
 from hetmem.policy.kernel_search import MAPPERS, mapper
 from hetmem.system.base import Setup
 from hetmem.system.h2m2_graph import LINKS, Shape, build
-from hetmem.system.migration import Change, change
+from hetmem.system.migration import Change, Placement, change
+from hetmem.system.ops import make_room, total
 from hetmem.system.sided import HEAD, Phase, SidedSystem, survivors
 from hetmem.units import to_ps
 
@@ -41,10 +42,11 @@ COLUMNS = (
 
 @frozen(slots=True, eq=False)
 class MappedPlan(Plan):
-    """A plan, the mapping behind it, what the system then holds, and what its table notes."""
+    """A plan, the mapping behind it, what the system then holds and where, and what its table notes."""
 
     mapping: KernelMapping = field(kw_only=True)
     work: DecodeWork = field(kw_only=True)
+    sizes: Placement = field(kw_only=True)
     row: tuple[int, ...] = field(kw_only=True)
 
 
@@ -59,9 +61,8 @@ class H2m2(SidedSystem):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.sides = (self.board.side("fast"), self.board.side("slow"))
-        self.link = self.board.part("link", self.board.link)
         costs = self.board.part("abstraction", self.board.abstraction)
-        self.paging = self.board.part("paging", self.board.paging) if costs.paged else None
+        self.paging: Translation | None = self.board.part("paging", self.board.paging) if costs.paged else None
         self.translates, self.upkeep = costs.paged and costs.translation, costs.paged and costs.upkeep
         self.migrates = costs.paged and costs.migration
         self.unit_bytes: int = 1 if self.paging is None else self.paging.page_bytes
@@ -69,11 +70,18 @@ class H2m2(SidedSystem):
         self.table_bytes = 0 if self.paging is None else self.paging.table_bytes
         tables, outer = (-(-n // self.unit_bytes) for n in (self.table_bytes, self.outer_bytes))
         self.fixed = (tables, tables + outer)
+        fast, slow = (
+            Tier(side.memory.name, (held - fixed) * self.unit_bytes)
+            for side, held, fixed in zip(self.sides, self.capacity, self.fixed, strict=True)
+        )
+        self.tiers = (fast, slow)
+        # What depends on the weights and the batch alone comes again every step.
+        self._weight_tables: dict[tuple[str, int], SplitTable] = {}
+        self._weight_costs: dict[Any, dict[str, Cost]] = {}
         chosen = setup.policies.get("mapping", MAPPERS[0])
         self.mapper = mapper(chosen, self.longest_view) if isinstance(chosen, str) else chosen
         self.pages = self._page_tables()
-        self._mapping: KernelMapping | None = None
-        self._work: DecodeWork | None = None
+        self._last: MappedPlan | None = None
         self._noted = Table(dict.fromkeys(COLUMNS, "q"))
 
     # -- memory ------------------------------------------------------------------------------------------------
@@ -120,12 +128,15 @@ class H2m2(SidedSystem):
 
     def mapping_view(self, work: DecodeWork) -> MappingView:
         """Return what a mapping policy may know of ``work``."""
-        view = mapping_view(work, *self.sides, self.paging)
-        fast, slow = (c - f for c, f in zip(self.capacity, self.fixed, strict=True))
-        return evolve(
-            view, fast=evolve(view.fast, capacity_bytes=fast * self.unit_bytes),
-            slow=evolve(view.slow, capacity_bytes=slow * self.unit_bytes),
-        )  # fmt: skip
+        attention = split_table(work, "attention", *self.sides, self.paging)
+        return MappingView(attention, self._weight_table("qkv", work), self._weight_table("fc", work), *self.tiers)
+
+    def _weight_table(self, sublayer: str, work: DecodeWork) -> SplitTable:
+        key = sublayer, work.batch
+        if key not in self._weight_tables:
+            make_room(self._weight_tables)
+            self._weight_tables[key] = split_table(work, sublayer, *self.sides, self.paging)
+        return self._weight_tables[key]
 
     def longest_view(self) -> MappingView:
         """Return that of the largest batch at its longest."""
@@ -133,8 +144,8 @@ class H2m2(SidedSystem):
 
     def _decide(self, work: DecodeWork) -> tuple[KernelMapping, int]:
         """Return the mapping for ``work``, and the candidates that were compared for it."""
-        if self._mapping is not None and work == self._work:
-            return self._mapping, 0
+        if self._last is not None and work == self._last.work:
+            return self._last.mapping, 0
         view = self.mapping_view(work)
         mapping: KernelMapping = self.mapper.decide(view)
         for tier, asked in ((view.fast, view.fast_bytes(mapping)), (view.slow, view.slow_bytes(mapping))):
@@ -142,17 +153,18 @@ class H2m2(SidedSystem):
                 raise CapacityError(tier.name, asked, tier.capacity_bytes, tier.capacity_bytes, ())
         return mapping, int(self.mapper.candidates(view))
 
-    def _change(self, view: StepView, work: DecodeWork, mapping: KernelMapping) -> Change:
-        new = tensor_bytes(work, mapping)
-        if self._mapping is None or self._work is None:
-            held: Mapping[str, tuple[int, int]] = dict.fromkeys(SUBLAYERS, (0, 0))
-            kept = moved = {name: (0, 0) if name == "attention" else new[name] for name in SUBLAYERS}
-        else:
-            held = tensor_bytes(self._work, self._mapping)
-            stays = evolve(work, context_tokens=min(survivors(view), self._work.context_tokens))
-            kept, moved = tensor_bytes(stays, self._mapping), tensor_bytes(stays, mapping)
+    def _change(self, view: StepView, mapping: KernelMapping, new: Placement) -> Change:
+        last = self._last
+        held: Placement = dict.fromkeys(SUBLAYERS, (0, 0))
+        kept: Placement = {**new, "attention": (0, 0)}
+        moved = kept
+        if last is not None:
+            stays = self.sized(last.work.batch, min(survivors(view), last.work.context_tokens))
+            held = last.sizes
+            kept = held if stays is last.work else tensor_bytes(stays, last.mapping)
+            moved = kept if mapping == last.mapping else tensor_bytes(stays, mapping)
         return change(
-            held, kept, moved, new, layers=work.layers, unit_bytes=self.unit_bytes,
+            held, kept, moved, new, layers=self.shape.layers, unit_bytes=self.unit_bytes,
             capacity=(self.capacity[0], self.capacity[1]), fixed=self.fixed, copies=self.migrates,
             names=(self.sides[0].memory.name, self.sides[1].memory.name),
         )  # fmt: skip
@@ -162,7 +174,8 @@ class H2m2(SidedSystem):
     def plan(self, view: StepView) -> MappedPlan:
         work = self.held(view)
         mapping, candidates = self._decide(work)
-        todo = self._change(view, work, mapping)
+        sizes = tensor_bytes(work, mapping)
+        todo = self._change(view, mapping, sizes)
         phases = self.phases(view)
         per_layer = bool(todo.copied) or bool(todo.waits) or self.setup.unroll_layers
         times = 1 if per_layer else work.layers
@@ -171,19 +184,21 @@ class H2m2(SidedSystem):
         costs["tables"] = Cost(to_ps(todo.entries * self.paging.update_s) if self.paging and self.upkeep else 0)
         for phase in phases:
             costs |= self._phase_costs(view, phase, mapping, todo, times)
-        costs |= self.legs(HEAD, self.head(view, self.sides[1]), self.sides[1], 1)
-        template = self._template(phases, per_layer, bool(todo.copied))
+        sampled = total(view.prefill, view.decode).sampled
+        costs |= self._once((HEAD, sampled), lambda: self.legs(HEAD, self.head(view, self.sides[1]), self.sides[1], 1))
+        idle = frozenset(slot for slot, cost in costs.items() if cost == FREE)
+        awaited = frozenset(todo.copied).union((name, side) for _, name, side in todo.waits)
+        template = self._template(phases, per_layer, tuple(todo.copied), awaited, idle)
         publish, wait = _frame_handles(template, todo)
         return MappedPlan(
             template.bind(costs, publish, wait),
             allocate=self._ledger_rows(todo.reserved), release=self._ledger_rows(todo.released),
-            mapping=mapping, work=work, row=self._row(view, mapping, candidates, todo, work),
+            mapping=mapping, work=work, sizes=sizes, row=self._row(view, mapping, candidates, todo, sizes),
         )  # fmt: skip
 
     def commit(self, plan: Plan) -> None:
         assert isinstance(plan, MappedPlan)
-        self._mapping, self._work = plan.mapping, plan.work
-        sizes = tensor_bytes(plan.work, plan.mapping)
+        self._last, sizes = plan, plan.sizes
         for side, table in enumerate(self.pages):
             growth = {name: table.growth(name, sizes[name][side]) for name in SUBLAYERS}
             for name in sorted(SUBLAYERS, key=growth.__getitem__):  # what shrinks makes room first
@@ -194,18 +209,19 @@ class H2m2(SidedSystem):
         return {"mapping": self._noted}
 
     def floor_s(self, view: StepView) -> float:
-        assert self._mapping is not None
-        moved = read_bytes(self.held(view), self._mapping)
+        assert self._last is not None
+        moved = read_bytes(self.held(view), self._last.mapping)
         return max(n / s.memory.bandwidth_bytes_per_s for n, s in zip(moved, self.sides, strict=True))
 
     def _ledger_rows(self, units: tuple[int, int]) -> tuple[tuple[str, str, int], ...]:
         return tuple((TENSORS, side, n * self.unit_bytes) for side, n in zip(SIDES, units, strict=True) if n)
 
     def _row(
-        self, view: StepView, mapping: KernelMapping, candidates: int, todo: Change, work: DecodeWork
+        self, view: StepView, mapping: KernelMapping, candidates: int, todo: Change, sizes: Placement
     ) -> tuple[int, ...]:
-        moved = [sum(work.layers * n for (_, to), n in todo.copied.items() if to == side) for side in (0, 1)]
-        need = [work.layers * sum(s[side] for s in tensor_bytes(work, mapping).values()) for side in (0, 1)]
+        layers = self.shape.layers
+        moved = [sum(layers * n for (_, to), n in todo.copied.items() if to == side) for side in (0, 1)]
+        need = [layers * sum(s[side] for s in sizes.values()) for side in (0, 1)]
         need = [n + self.table_bytes for n in need]
         need[1] += self.outer_bytes
         units = [n * self.unit_bytes for n in todo.units]
@@ -220,57 +236,69 @@ class H2m2(SidedSystem):
     def _phase_costs(
         self, view: StepView, phase: Phase, mapping: KernelMapping, todo: Change, times: int
     ) -> dict[str, Cost]:
+        if phase.sublayer == "attention":
+            return self._half_costs(view, phase, mapping, todo, times)
+        thrashes = None if self.paging is None else tuple(map(self.paging.thrashes, todo.units))
+        key = (phase.name, phase.work.batch, mapping, thrashes, times)
+        return self._once(key, lambda: self._half_costs(view, phase, mapping, todo, times))
+
+    def _once(self, key: Any, costs: Callable[[], dict[str, Cost]]) -> dict[str, Cost]:
+        """Return the costs of weights that depend on ``key`` alone."""
+        if key not in self._weight_costs:
+            make_room(self._weight_costs)
+            self._weight_costs[key] = costs()
+        return self._weight_costs[key]
+
+    def _half_costs(
+        self, view: StepView, phase: Phase, mapping: KernelMapping, todo: Change, times: int
+    ) -> dict[str, Cost]:
         costs: dict[str, Cost] = {}
-        split = getattr(mapping, phase.sublayer)
-        share = split / phase.work.parts(phase.sublayer)
-        written, output = self.written_bytes(view), self.activation_bytes(view)
-        kv_share = mapping.attention / self.shape.parts("attention")
-        halves = self.parts(phase, split, (self.sides[0], self.sides[1]))
-        for index, (side, part) in enumerate(zip(SIDES, halves, strict=True)):
-            slot, portion = f"{phase.name}.{side}", share if index == 0 else 1 - share
+        split, output = getattr(mapping, phase.sublayer), self.activation_bytes(view)
+        share, kv_share = split / phase.work.parts(phase.sublayer), mapping.attention / self.shape.parts("attention")
+        for index, elements in enumerate(half_elements(phase.work, phase.sublayer, split)):
+            slot, side = f"{phase.name}.{SIDES[index]}", self.sides[index]
+            part = self.part(phase, elements, side)
             if phase.name == "qkv":  # new keys and values go where attention reads them
-                part = part._replace(n_bytes=part.n_bytes + round(written * (kv_share if index == 0 else 1 - kv_share)))
-            costs |= self.legs(slot, part, self.sides[index], times)
-            costs[f"{slot}.walk"] = Cost(to_ps(self._walk_s(phase, split, index, todo)) * times)
-            costs[f"{slot}.out"] = self.over_link(round(output * portion), times)
+                written = round(self.written_bytes(view) * (kv_share if index == 0 else 1 - kv_share))
+                part = part._replace(n_bytes=part.n_bytes + written)
+            costs |= self.legs(slot, part, side, times)
+            costs[f"{slot}.walk"] = Cost(to_ps(self._walk_s(phase, elements, index, todo)) * times)
+            costs[f"{slot}.out"] = self.over_link(round(output * (share if index == 0 else 1 - share)), times)
         return costs
 
-    def _walk_s(self, phase: Phase, split: int, index: int, todo: Change) -> float:
+    def _walk_s(self, phase: Phase, elements: int, index: int, todo: Change) -> float:
         if self.paging is None or not self.translates:
             return 0.0
         work = phase.work
-        elements = half_elements(work, phase.sublayer, split)[index]
-        pages = int(self.paging.pages(work.stored_bytes(phase.sublayer, elements)))
+        pages = self.paging.pages(work.stored_bytes(phase.sublayer, elements))
         misses = self.paging.misses(pages, todo.units[index])
         if phase.sublayer != "attention" and pages > self.paging.tlb_entries:
-            misses *= work.passes(phase.sublayer, self.sides[index].chip)
-        return float(self.paging.walk_s(misses))
+            misses *= work.reads(phase.sublayer, self.sides[index].chip)
+        return self.paging.walk_s(misses)
 
     def _copy_costs(self, todo: Change) -> dict[str, Cost]:
         costs: dict[str, Cost] = {}
-        if not todo.copied:
-            return costs
-        for name in SUBLAYERS:
-            for to, link in ((1, LINKS[0]), (0, LINKS[1])):
-                n_bytes = todo.copied.get((name, to), 0) * self.unit_bytes
-                slot = f"move.{name}.{SIDES[to]}"
-                costs[f"{slot}@{link}"] = self.over_link(n_bytes)
-                for index, side in enumerate(SIDES):
-                    costs[f"{slot}@{side}.memory"] = self.stream(n_bytes, self.sides[index].memory)
+        for (name, to), units in todo.copied.items():
+            n_bytes, slot = units * self.unit_bytes, f"move.{name}.{SIDES[to]}"
+            costs[f"{slot}@{LINKS[1 - to]}"] = self.over_link(n_bytes)
+            for side, part in zip(SIDES, self.sides, strict=True):
+                costs[f"{slot}@{side}.memory"] = self.stream(n_bytes, part.memory)
         return costs
 
-    def _template(self, phases: tuple[Phase, ...], per_layer: bool, moving: bool) -> Template:
+    def _template(
+        self, phases: tuple[Phase, ...], per_layer: bool, copied: tuple[tuple[str, int], ...],
+        awaited: frozenset[tuple[str, int]], idle: frozenset[str],
+    ) -> Template:  # fmt: skip
         names = tuple((phase.name, phase.sublayer) for phase in phases)
         layers = self.shape.layers
-        key: Any = (names, per_layer, moving)
+        key: Any = (names, per_layer, copied, awaited, idle)
         if key not in self.templates:
             chunk = {
                 f"{side}.memory": to_ps(self.unit_bytes / self.sides[index].memory.rate_bytes_per_s)
                 for index, side in enumerate(SIDES)
             } | dict.fromkeys(LINKS, to_ps(self.unit_bytes / (self.link_path.gbs * 1e9)))
             lag = to_ps(self.link_path.latency_s) * (1 if per_layer else layers)
-            shape = Shape(names, layers if per_layer else 1, moving, lag, chunk)
-            self.templates[key] = build(shape)
+            self.templates[key] = build(Shape(names, layers if per_layer else 1, copied, awaited, idle, lag, chunk))
         return self.templates[key]
 
 

@@ -5,12 +5,12 @@ outputs then go over the link. A copy is a leg per hop, all started together, in
 page, so that demand traffic passes at page boundaries.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from attrs import frozen
 
 from hetmem.engine.graph import GraphBuilder, Template
-from hetmem.policy.kernel_mapping import SIDES, SUBLAYERS
+from hetmem.policy.kernel_mapping import SIDES
 from hetmem.system.sided import HEAD
 
 #: The link from the fast side to the slow one, and back.
@@ -28,8 +28,12 @@ class Shape:
         (phase, sub-layer) of a layer, in order.
     layers
         Layers to lower; one where all are folded into one.
-    moving
-        Whether pages change sides.
+    copied
+        (sub-layer, side that they go to) of the pages that change sides.
+    awaited
+        (sub-layer, side) of the pages that a half-kernel waits for: copied there, or short of frames.
+    idle
+        Slots without work, whose tasks are left out.
     lag_ps
         Latency of the link for one task.
     chunk_ps
@@ -38,7 +42,9 @@ class Shape:
 
     phases: tuple[tuple[str, str], ...]
     layers: int
-    moving: bool
+    copied: tuple[tuple[str, int], ...]
+    awaited: frozenset[tuple[str, int]]
+    idle: frozenset[str]
     lag_ps: int
     chunk_ps: Mapping[str, int]
 
@@ -50,41 +56,54 @@ def build(shape: Shape) -> Template:
     ``pages.L.SUBLAYER.SIDE`` is where a half-kernel waits for its own pages.
     """
     graph = GraphBuilder()
-    at = graph.task("host", "tables", graph.task("host", "decide"))
-    moved: dict[tuple[int, str, str], int] = {}
-    if shape.moving:
-        for layer in range(shape.layers):
-            for name in SUBLAYERS:
-                for source, (link, target) in enumerate(zip(LINKS, reversed(SIDES), strict=True)):
-                    moved[layer, name, target] = _copy(graph, shape, layer, name, SIDES[source], link, target, at)
+    at = _task(graph, shape, "host", "tables", _task(graph, shape, "host", "decide", ()))
+    moved = {
+        (layer, name, to): _copy(graph, shape, layer, name, to, at)
+        for layer in range(shape.layers)
+        for name, to in shape.copied
+    }
     for layer in range(shape.layers):
-        waited: dict[tuple[str, str], int] = {}
+        begun: set[str] = set()
         for phase, name in shape.phases:
             outs = []
-            for side, link in zip(SIDES, LINKS, strict=True):
-                first = waited.get((name, side))
-                if first is None:
-                    own = (moved[layer, name, side],) if shape.moving else ()
-                    first = waited[name, side] = graph.join(own, name=f"pages.{layer}.{name}.{side}")
-                outs.append(_half(graph, shape, f"{phase}.{side}", side, link, (at, first)))
+            for index, (side, link) in enumerate(zip(SIDES, LINKS, strict=True)):
+                ready = at
+                if (name, index) in shape.awaited and name not in begun:  # later phases follow the first
+                    own = [moved[layer, name, index]] if (layer, name, index) in moved else []
+                    ready = graph.join([at, *own], name=f"pages.{layer}.{name}.{side}")
+                outs.append(_half(graph, shape, f"{phase}.{side}", side, link, ready))
+            begun.add(name)
             at = graph.join(outs)
-    graph.kernel(HEAD, "slow.chip", "slow.memory", at)
+    _kernel(graph, shape, HEAD, "slow", at, at)
     return graph.build()
 
 
-def _half(graph: GraphBuilder, shape: Shape, slot: str, side: str, link: str, after: tuple[int, ...]) -> int:
-    ready = graph.join(after)
-    walk = graph.task(f"{side}.mmu", f"{slot}.walk", ready)
-    legs = [
-        graph.task(f"{side}.chip", f"{slot}.compute", ready, tag=slot),
-        graph.task(f"{side}.memory", f"{slot}.memory", walk, tag=slot),
-    ]
-    return graph.task(link, f"{slot}.out", legs, lag_ps=shape.lag_ps)
+def _task(
+    graph: GraphBuilder, shape: Shape, server: str, slot: str, after: int | Iterable[int], *, lag_ps: int = 0,
+    tag: str = "",
+) -> int:  # fmt: skip
+    """Add a task, or what is left of it where it has no work: a join, and the lag."""
+    if slot in shape.idle:
+        return graph.task(None, None, after, lag_ps=lag_ps)
+    return graph.task(server, slot, after, lag_ps=lag_ps, tag=tag)
 
 
-def _copy(
-    graph: GraphBuilder, shape: Shape, layer: int, name: str, source: str, link: str, target: str, at: int
-) -> int:
+def _kernel(graph: GraphBuilder, shape: Shape, slot: str, side: str, ready: int, walked: int) -> tuple[int, int]:
+    """Add the compute and the memory leg of a kernel."""
+    return (
+        _task(graph, shape, f"{side}.chip", f"{slot}.compute", ready, tag=slot),
+        _task(graph, shape, f"{side}.memory", f"{slot}.memory", walked, tag=slot),
+    )
+
+
+def _half(graph: GraphBuilder, shape: Shape, slot: str, side: str, link: str, ready: int) -> int:
+    walk = _task(graph, shape, f"{side}.mmu", f"{slot}.walk", ready)
+    legs = _kernel(graph, shape, slot, side, ready, walk)
+    return _task(graph, shape, link, f"{slot}.out", legs, lag_ps=shape.lag_ps)
+
+
+def _copy(graph: GraphBuilder, shape: Shape, layer: int, name: str, to: int, at: int) -> int:
+    source, link, target = SIDES[1 - to], LINKS[1 - to], SIDES[to]
     where = f"{layer}.{name}.{target}"
     start = graph.join(at, background=True, name=f"start.{where}")
     legs = [

@@ -34,7 +34,6 @@ class Hierarchical(SidedSystem):
         self.upper = self.board.side("fast")
         self.lower: SideMemory = self.board.part("slow", self.board.slow)
         self.overlap: float = self.board.part("overlap", self.board.overlap)
-        self.link = self.board.part("link", self.board.link)
 
     def machine(self) -> Machine:
         lower = Unit("slow.memory", "slow-memory", 0.0, 0.0, ("slow", POOL))

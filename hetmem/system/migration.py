@@ -87,16 +87,24 @@ def change(
         gained = moved[name][0] - kept[name][0]
         if gained:
             copied[name, 0 if gained > 0 else 1] = -(-abs(gained) // unit_bytes)
-    reserved, released, totals, short = [], [], [], []
+    reserved, released, totals, short, entries = [], [], [], [], 0
     waits: dict[Tensor, Tensor] = {}
     for side in range(len(SIDES)):
-        was = fixed[side] + layers * sum(u[side] for u in before.values())
-        total = fixed[side] + layers * sum(u[side] for u in after.values())
-        gains = {name: after[name][side] - base[name][side] for name in SUBLAYERS}
-        leaving = {name: -g for name, g in gains.items() if g < 0 and (name, 1 - side) in copied}
-        left = fixed[side] + layers * sum(after[n][side] - g if n in leaving or g > 0 else after[n][side]
-                                          for n, g in gains.items())  # fmt: skip
-        wanted = layers * sum(g for g in gains.values() if g > 0)
+        was = total = left = fixed[side]
+        wanted = 0
+        gains: dict[str, int] = {}
+        leaving: dict[str, int] = {}
+        for name in SUBLAYERS:
+            here, stays = after[name][side], base[name][side]
+            gains[name] = gain = here - stays
+            was += layers * before[name][side]
+            total += layers * here
+            entries += layers * abs(here - before[name][side])
+            if gain > 0:
+                wanted += layers * gain
+            elif gain < 0 and (name, 1 - side) in copied:
+                leaving[name] = -gain
+            left += layers * (stays if gain > 0 or name in leaving else here)
         peak = max(total, min(capacity[side], left + wanted))
         free = capacity[side] - left
         if wanted > free:
@@ -107,7 +115,6 @@ def change(
         totals.append(total)
     if len(short) == len(SIDES):
         raise CapacityError(*short[0], ())
-    entries = layers * sum(abs(after[n][s] - before[n][s]) for n in SUBLAYERS for s in range(len(SIDES)))
     return Change(
         copied, waits, entries, (reserved[0], reserved[1]), (released[0], released[1]), (totals[0], totals[1])
     )

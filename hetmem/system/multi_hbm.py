@@ -29,7 +29,6 @@ class MultiHbm(SidedSystem):
         super().__init__(setup)
         self.devices: int = self.board.part("devices", self.board.devices)
         self.side = self.board.side("fast")
-        self.link = self.board.part("link", self.board.link)
         self.names = tuple(f"hbm{device}" for device in range(self.devices))
 
     def machine(self) -> Machine:

@@ -14,8 +14,7 @@ From: H2M2, arXiv 2504.14893; prefill is ours.
 from functools import cached_property
 from typing import ClassVar, NamedTuple
 
-import numpy as np
-from attrs import evolve, frozen
+from attrs import Factory, evolve, field, frozen
 
 from hetmem.engine.graph import Cost
 from hetmem.engine.step import StepView
@@ -24,15 +23,13 @@ from hetmem.hardware.kernel_cost import (
     DecodeWork,
     Side,
     SideMemory,
-    half_elements,
-    layer_compute_s,
-    layer_read_bytes,
+    element_compute_s,
 )
-from hetmem.hardware.link import LinkPath
+from hetmem.hardware.link import Link, LinkPath
 from hetmem.hardware.machine import Unit
 from hetmem.model import StepShape
 from hetmem.system.base import Setup, System
-from hetmem.system.ops import total
+from hetmem.system.ops import make_room, total
 from hetmem.units import to_fj, to_ps
 
 HEAD = "head"
@@ -48,16 +45,22 @@ class Part(NamedTuple):
 
 @frozen
 class Phase:
-    """A phase of a decoder layer: its name, the work it belongs to, and the new tokens per key of attention."""
+    """A phase of a decoder layer.
+
+    Attributes
+    ----------
+    name, work
+        Its name, and the work it belongs to.
+    rows
+        New tokens per key of attention.
+    sublayer
+        The sub-layer whose split divides it.
+    """
 
     name: str
     work: DecodeWork
     rows: float = 1.0
-
-    @property
-    def sublayer(self) -> str:
-        """The sub-layer whose split divides it."""
-        return self.name.partition(".")[0]
+    sublayer: str = field(init=False, default=Factory(lambda self: self.name.partition(".")[0], takes_self=True))
 
 
 class SidedSystem(System):
@@ -69,6 +72,7 @@ class SidedSystem(System):
         super().__init__(setup)
         if self.model.n_experts:
             raise UnsupportedError(self.name, f"{self.model.id} is a mixture of experts, which it does not split")
+        self._sized: dict[tuple[int, int], DecodeWork] = {}
 
     @cached_property
     def shape(self) -> DecodeWork:
@@ -86,43 +90,46 @@ class SidedSystem(System):
             gqa_reuse=reuse, attention_unit=self.board.gqa_unit if reuse else "vector",
         )  # fmt: skip
 
+    def sized(self, batch: int, context_tokens: int) -> DecodeWork:
+        """Return the model's work for a batch and its context; a step asks for the same several times."""
+        key = batch, context_tokens
+        if key not in self._sized:
+            make_room(self._sized)
+            self._sized[key] = evolve(self.shape, batch=batch, context_tokens=context_tokens)
+        return self._sized[key]
+
     def held(self, view: StepView) -> DecodeWork:
         """Return the work of one decode iteration over everything that the step's sequences hold."""
         both = total(view.prefill, view.decode)
-        return evolve(self.shape, batch=max(1, both.sequences), context_tokens=both.kv_tokens)
+        return self.sized(max(1, both.sequences), both.kv_tokens)
 
     def longest_work(self) -> DecodeWork:
         """Return the work of one decode iteration with the largest batch at its longest."""
         batch = self.setup.batch
-        return evolve(self.shape, batch=batch, context_tokens=batch * self.setup.longest)
+        return self.sized(batch, batch * self.setup.longest)
 
     def phases(self, view: StepView) -> tuple[Phase, ...]:
         """Return the phases of one layer, in order."""
-        gemm = evolve(self.shape, batch=max(1, total(view.prefill, view.decode).tokens))
+        gemm = self.sized(max(1, total(view.prefill, view.decode).tokens), 0)
         groups = []
         for name, group in (("attention.prefill", view.prefill), ("attention.decode", view.decode)):
             if group is not None and group.kv_tokens:
-                work = evolve(self.shape, context_tokens=group.kv_tokens)
+                work = self.sized(max(1, group.sequences), group.kv_tokens)
                 if name == "attention.prefill":
                     work = evolve(work, attention_unit="matrix")
                 groups.append(Phase(name, work, group.attended / group.kv_tokens))
         return (Phase("qkv", gemm), *groups, Phase("fc", gemm))
 
-    def parts(self, phase: Phase, fast_parts: int, sides: tuple[Side, Side]) -> tuple[Part, Part]:
-        """Return both sides' parts of ``phase`` when ``fast_parts`` of its parts are on the fast side."""
-        both = half_elements(phase.work, phase.sublayer, fast_parts)
-        first, second = (self._part(phase, e, side) for e, side in zip(both, sides, strict=True))
-        return first, second
-
     def whole(self, phase: Phase, side: Side, shards: int = 1) -> Part:
         """Return the share of one of ``shards`` equal sides that do all of ``phase`` together."""
-        elements = np.asarray(-(-phase.work.layer_elements(phase.sublayer) // shards))
-        return self._part(phase, elements, side)
+        return self.part(phase, -(-phase.work.layer_elements(phase.sublayer) // shards), side)
 
     @staticmethod
-    def _part(phase: Phase, elements: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]", side: Side) -> Part:
-        read = layer_read_bytes(phase.work, phase.sublayer, elements, side)
-        return Part(float(layer_compute_s(phase.work, phase.sublayer, elements, side, phase.rows)), int(read))
+    def part(phase: Phase, elements: int, side: Side) -> Part:
+        """Return the part of ``phase`` that ``elements`` of its weights or KV elements are."""
+        work, name = phase.work, phase.sublayer
+        compute_s = elements / side.chips * element_compute_s(work, name, side.chip, phase.rows)
+        return Part(compute_s, work.stored_bytes(name, elements) * work.reads(name, side.chip))
 
     def written_bytes(self, view: StepView) -> int:
         """Return the bytes of the new keys and values of one layer."""
@@ -143,9 +150,8 @@ class SidedSystem(System):
         sampled = total(view.prefill, view.decode).sampled
         if self.board.decoder_only or not sampled:
             return Part(0.0, 0)
-        weights = np.asarray(-(-self.model.vocab * self.model.d_model // shards))
-        work = evolve(self.shape, batch=sampled, fc_weights=self.model.vocab * self.model.d_model)
-        return self._part(Phase("fc", work), weights, side)
+        weights = -(-self.model.vocab * self.model.d_model // shards)
+        return self.part(Phase("fc", self.sized(sampled, 0)), weights, side)
 
     def legs(self, slot: str, part: Part, side: Side, layers: int) -> dict[str, Cost]:
         """Return the costs of the legs ``slot.compute`` and ``slot.memory`` of ``layers`` layers."""
@@ -167,16 +173,19 @@ class SidedSystem(System):
         """Return the cost of ``times`` transfers of ``n_bytes`` over the link, its latency aside."""
         if not n_bytes:
             return Cost(0)
-        link = self.board.part("link", self.board.link)
-        return Cost(
-            to_ps(n_bytes / (self.link_path.gbs * 1e9)) * times, link.energy_fj(n_bytes) * times, n_bytes * times
-        )
+        fj = self.link.energy_fj(n_bytes)
+        return Cost(to_ps(n_bytes / (self.link_path.gbs * 1e9)) * times, fj * times, n_bytes * times)
 
-    @property
+    @cached_property
+    def link(self) -> Link:
+        """The link between the chips."""
+        link: Link = self.board.part("link", self.board.link)
+        return link
+
+    @cached_property
     def link_path(self) -> LinkPath:
-        """Rate and latency of the link between the chips."""
-        path: LinkPath = self.board.part("link", self.board.link).path()
-        return path
+        """Rate and latency of the link."""
+        return self.link.path()
 
     def side_units(self, name: str, side: str) -> tuple[Unit, ...]:
         """Return the servers of memory ``name`` of a side and of the chips on it; their power is not published."""

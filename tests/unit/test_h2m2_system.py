@@ -251,6 +251,15 @@ def test_an_unchanged_footprint_is_not_mapped_again() -> None:
     assert again.row[COLUMN["table_entries"]] == 0
 
 
+def test_what_has_no_work_is_no_task() -> None:
+    planner = system(policies={"mapping": AllFast()}, machine=evolve(small(), fast=small().slow))
+    graph = planner.plan(decode(0, 500)).graph
+    slots = set(graph.template.slots)
+    assert {"tables", "qkv.fast.compute", "fc.fast.memory"} < slots
+    assert not slots & {"decide", "qkv.slow.compute", "fc.slow.out", "head.compute"}  # decoder layers only, on one side
+    assert all(cost.ps or server is None for cost, server in zip(graph.costs, graph.template.servers, strict=True))
+
+
 COLUMN = {name: i for i, name in enumerate(("step", *SUBLAYERS, "candidates", "table_entries"))}
 
 

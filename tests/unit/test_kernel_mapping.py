@@ -64,6 +64,14 @@ def test_of_equal_times_the_fewest_parts_on_the_fast_side():
     assert GreedyMapper().decide(view(attention=flat)).attention == 1
 
 
+def test_the_splits_that_fit_are_a_range():
+    uneven = SplitTable(np.ones(6), np.ones(6), [0, 0, 10, 10, 30, 40], [40, 40, 30, 30, 10, 0])
+    for fast_free in range(-1, 45):
+        for slow_free in range(-1, 45):
+            fits = (uneven.fast_bytes <= fast_free) & (uneven.slow_bytes <= slow_free)
+            assert list(uneven.fitting(fast_free, slow_free)) == np.flatnonzero(fits).tolist()
+
+
 def test_alpha_shifts_the_balance_of_its_sublayer_only():
     slowed = GreedyMapper(alpha={("attention", "fast"): 10.0})
     assert slowed.decide(view()) == Mapping(attention=1, qkv=2, fc=4)
@@ -196,6 +204,8 @@ def test_shares_are_fractions_of_parts():
         ({"slow_s": [1.0]}, "slow_s: expected 5 values in one row, at least 2"),
         ({"fast_s": [0, 1, 2, 3, np.inf]}, "fast_s: expected finite values of at least 0"),
         ({"slow_s": [4, 3, 2, 1, -1]}, "slow_s: expected finite values of at least 0"),
+        ({"slow_s": [4, np.nan, 2, 1, 0]}, "slow_s: expected finite values of at least 0"),
+        ({"fast_bytes": [-1, 0, 1, 2, 3]}, "a side without parts must hold no bytes"),
         ({"fast_bytes": [0, 2, 1, 3, 4]}, "fast_bytes: must not fall"),
         ({"slow_bytes": [40, 41, 20, 10, 0]}, "fast_bytes: must not fall, nor slow_bytes rise"),
         ({"slow_bytes": [40, 30, 20, 10, 1]}, "a side without parts must hold no bytes"),

@@ -1,5 +1,6 @@
 """The cost law of address translation and the page table's bookkeeping."""
 
+import numpy as np
 import pytest
 from attrs import evolve
 
@@ -36,7 +37,7 @@ def test_a_cycle_within_reach_misses_nothing_and_one_beyond_it_everything():
 
 
 def test_pages_round_up_per_tensor():
-    assert SMALL.pages([0, 1, 10, 11, 20]).tolist() == [0, 1, 1, 2, 2]
+    assert SMALL.pages(np.array([0, 1, 10, 11, 20])).tolist() == [0, 1, 1, 2, 2]
 
 
 def make_table(capacity_bytes=200):
