@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ax.invert_yaxis()
         ax.margins(x=0.12)
         ax.set_xlabel("MLP blocks of a step (ms); speed-up over random placement beside the bar")
-        ax.set_title(f"{args.model}: batch {args.batch}, {args.dimm_preset}")
+        ax.set_title(f"{args.model}: batch {args.batch}, as-published, {args.dimm_preset}")
     _script.write(fig, args.out)
 
 

@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table(rows).to_string(index=False, float_format="{:.3g}".format, na_rep="-"))
     with plot.style():
         ax = plot.throughput(rows)
-        ax.set_title(f"{args.model}: batch {args.batch}, {args.densities} densities")
+        asked = f"batch {args.batch}, {args.prompt} in, {args.output} out"
+        ax.set_title(f"{args.model}: {asked}, {args.densities}, {args.dimm_preset}")
     _script.write(ax.figure, args.out)
 
 

@@ -4,9 +4,8 @@ Modelled: dynamic energy per bit along the path (AttAcc!, ASPLOS 2024, after its
 and background power. A unit inside the stack pays only the part of the path that its data takes.
 """
 
-from attrs import fields_dict, frozen
+from attrs import frozen
 
-from hetmem.catalog import entry
 from hetmem.hardware.component_energy import ComponentEnergy
 
 _J_PER_BYTE = 8e-12  # one pJ/bit
@@ -22,12 +21,6 @@ class DramEnergy:
     channel_mux_pj_per_bit: float
     tsv_pj_per_bit: float
     interposer_pj_per_bit: float
-
-    @classmethod
-    def named(cls, name: str = "hbm3-pim") -> "DramEnergy":
-        """Return the energies of the stack ``name`` of the catalogue."""
-        stack = entry("pim_stacks", name)
-        return cls(*(float(stack[key]) for key in fields_dict(cls)))
 
     def read(self, n_bytes: float) -> ComponentEnergy:
         """Return the energy of ``n_bytes`` that leave the stack over the interposer."""

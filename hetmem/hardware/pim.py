@@ -83,7 +83,7 @@ class PimLevel:
 
 @frozen
 class StackGeometry:
-    """An HBM stack as its units see it; energies in pJ per bit, per MAC, per softmax buffer byte."""
+    """An HBM stack as its units see it; energies in pJ per MAC and per softmax buffer byte."""
 
     name: str
     channels: int
@@ -98,14 +98,20 @@ class StackGeometry:
     row_block_tokens: int
     refresh_interval_clocks: int
     refresh_clocks: int
-    row_pj_per_bit: float
-    cell_pj_per_bit: float
-    bank_group_mux_pj_per_bit: float
-    channel_mux_pj_per_bit: float
-    tsv_pj_per_bit: float
-    interposer_pj_per_bit: float
     mac_pj: float
     softmax_buffer_pj_per_byte: float
+    dram: DramEnergy
+
+    @classmethod
+    def named(cls, name: str = "hbm3-pim") -> "StackGeometry":
+        """Return the stack of the catalogue called ``name``.
+
+        Raises
+        ------
+        UnknownNameError
+            When the catalogue has no such stack.
+        """
+        return structure(cls, entry("pim_stacks", name))
 
     @property
     def banks_per_die(self) -> int:
@@ -125,7 +131,6 @@ class PimStack:
     level: PimLevel
     units: Units
     bank_fraction: float = field(default=1.0)
-    dram: DramEnergy = field(factory=DramEnergy.named)
     sustained: bool = False
 
     @bank_fraction.validator
@@ -175,11 +180,11 @@ class PimStack:
         """Energy of the path from a bank to its unit."""
         # A unit on the buffer die is behind the channel; a unit at its bank needs no multiplexer.
         alone = self.level.banks_per_access == self.geometry.banks_per_channel
-        return self.dram.path_pj_per_bit(mux=not alone, channel=self.level.banks_per_access == 1)
+        return self.geometry.dram.path_pj_per_bit(mux=not alone, channel=self.level.banks_per_access == 1)
 
     def array_energy(self, n_bytes: float) -> ComponentEnergy:
         """Return the energy of reading ``n_bytes`` into the units."""
-        return self.dram.inside(n_bytes, self.bus_pj_per_bit)
+        return self.geometry.dram.inside(n_bytes, self.bus_pj_per_bit)
 
     def mac_energy(self, macs: float) -> ComponentEnergy:
         """Return the energy of ``macs`` multiply-accumulates of the units."""
@@ -199,7 +204,7 @@ def pim_stack(units: str = "1P1B", level: str = "bank", power_limit: bool = True
     # The buffer die's units are held back by the channels, not by power: it has one level for both.
     name = f"{level}-limited" if power_limit and level != "buffer" else level
     check = check_design(units, stack=stack)
-    geometry = structure(StackGeometry, entry("pim_stacks", stack))
+    geometry = StackGeometry.named(stack)
     # Units at a bank group or on the buffer die take no area from the banks.
     fraction = check.banks_per_die / geometry.banks_per_die if level == "bank" else 1.0
     return PimStack(geometry, structure(PimLevel, entry("pim_levels", name)), Units.parse(units), fraction)
@@ -279,14 +284,14 @@ def check_design(units: str, reuse: int = 1, stack: str = "hbm3-pim", design: st
         raise ConfigError("reuse", f"expected at least 1 token per row access, not {reuse!r}")
     parsed = Units.parse(units)
     rules = structure(_DesignRules, entry("pim_designs", design))
-    geometry = structure(StackGeometry, entry("pim_stacks", stack))
+    geometry = StackGeometry.named(stack)
     bank_mm2 = parsed.per_bank * rules.fpu_area_mm2 + rules.bank_area_mm2
     limit = rules.die_area_mm2 / bank_mm2
     group = geometry.banks_per_die // geometry.bank_groups_per_rank
     banks = min(int(limit // group) * group, geometry.banks_per_die)
     if banks == 0:
         raise ConfigError("units", f"{parsed} leaves {limit:.1f} banks on a die, less than a bank group of {group}")
-    dram_pj = 8 * (geometry.row_pj_per_bit + geometry.cell_pj_per_bit)
+    dram_pj = 8 * (geometry.dram.row_pj_per_bit + geometry.dram.cell_pj_per_bit)
     rate = banks * geometry.dies * parsed.per_bank * rules.fpu_bytes_per_s
     busy_w = rate * (dram_pj / reuse + geometry.mac_pj / WORD_BYTES) * _PJ
     return DesignCheck(

@@ -149,7 +149,7 @@ def buffer_energy(stack: PimStack, commands: AttentionCommands, corrected: bool)
 
     The AttAcc simulator applies energies per bit to bytes here; ``corrected`` does not.
     """
-    dram = stack.dram
+    dram = stack.geometry.dram
     path = dram.tsv_pj_per_bit + dram.channel_mux_pj_per_bit + dram.bank_group_mux_pj_per_bit
     writes, moves = commands.write_gemv_buffer, commands.to_gemv_buffer + commands.to_softmax_buffer
     picojoules = stack.geometry.access_bytes * (dram.interposer_pj_per_bit * writes + path * (writes + moves))

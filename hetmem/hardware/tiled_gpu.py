@@ -21,6 +21,7 @@ from hetmem.hardware.component_energy import ComponentEnergy
 from hetmem.hardware.dram_energy import DramEnergy
 from hetmem.hardware.gpu import GpuSpec, gpu
 from hetmem.hardware.link import Link, link
+from hetmem.hardware.pim import StackGeometry
 
 WORD_BYTES = 2  # FP16
 _PJ = 1e-12
@@ -122,7 +123,7 @@ class TiledGpu:
                 compute_utilisation=compute_efficiency or law.compute_utilisation,
                 memory_utilisation=memory_efficiency or law.memory_utilisation,
             ),
-            dram=DramEnergy.named(),
+            dram=StackGeometry.named().dram,
             corrected_energy=corrected_energy,
             ring=peer.allreduce if measured_ring else (),
         )

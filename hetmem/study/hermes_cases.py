@@ -6,9 +6,9 @@
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import field, frozen
 
@@ -23,6 +23,8 @@ PROMPT = OUTPUT = 128
 SAMPLED = 32
 TAIL = 16
 
+Asked = TypeVar("Asked")
+Found = TypeVar("Found")
 Pairs = tuple[tuple[str, Any], ...]
 CALIBRATED: Pairs = (("activity.densities", "calibrated"), ("activity.misses", "late"))
 
@@ -40,14 +42,28 @@ class Case:
     settings: Pairs = ()
     policies: Pairs = ()
     gpu: str | None = None
-    mlp_time: bool = False
+    traced: bool = False
+
+
+@frozen
+class Migration:
+    """What moving neurons between DIMMs took in a run.
+
+    ``n_bytes`` moved in all; ``link_s``, the time of the busiest link of each layer and step, added; ``late_s``, by
+    how much moves outlast the projection that they hide behind, added.
+    """
+
+    n_bytes: float
+    link_s: float
+    late_s: float
 
 
 @frozen
 class Measured:
-    """What a case gave; seconds. ``blocks`` holds the totals of the neuron table by kind of block.
+    """What a case gave; seconds. ``blocks`` holds the totals of the neuron table by kind of block, and its group.
 
-    ``windows`` is the imbalance of each window of the MLP; ``mlp_s`` the time of all MLP blocks, where asked for.
+    ``windows`` is the imbalance of each window of the MLP. Where a case is traced, ``mlp_s`` is the time of all MLP
+    blocks and ``migration`` that of moves between DIMMs.
     """
 
     tokens_per_s: float
@@ -57,18 +73,24 @@ class Measured:
     blocks: Mapping[str, Mapping[str, float]]
     windows: tuple[float, ...]
     mlp_s: float | None = field(default=None)
+    migration: Migration | None = field(default=None)
 
 
 _KNOWN: dict[Case, Measured | None] = {}
 
 
 def measure_all(cases: Iterable[Case]) -> None:
-    """Simulate the cases that are not known yet, as many at once as there are processors."""
+    """Simulate the cases that are not known yet."""
     missing = [case for case in dict.fromkeys(cases) if case not in _KNOWN]
-    if not missing:
-        return
-    with ProcessPoolExecutor(min(len(missing), os.cpu_count() or 1)) as pool:
-        _KNOWN.update(zip(missing, pool.map(_attempt, missing), strict=True))
+    _KNOWN.update(zip(missing, in_parallel(_attempt, missing), strict=True))
+
+
+def in_parallel(function: Callable[[Asked], Found], items: Sequence[Asked]) -> list[Found]:
+    """Return the function of each item, as many at once as there are processors."""
+    if not items:
+        return []
+    with ProcessPoolExecutor(min(len(items), os.cpu_count() or 1)) as pool:
+        return list(pool.map(function, items))
 
 
 def measured(case: Case) -> Measured | None:
@@ -92,7 +114,7 @@ def _attempt(case: Case) -> Measured | None:
         run = simulate(
             case.system, model=case.model, workload=fixed(PROMPT, case.output, case.batch), gpu=case.gpu,
             assumptions=case.assumptions, dimm_preset=case.preset, settings=dict(case.settings), policies=policies,
-            trace=case.mlp_time,
+            trace=case.traced,
         )  # fmt: skip
     except (CapacityError, UnsupportedError):
         return None
@@ -102,7 +124,7 @@ def _attempt(case: Case) -> Measured | None:
     shares = {name: busy / run.elapsed_ps for name, busy in run.busy_ps.items()}
     return Measured(
         OUTPUT * case.batch / total, float(lasted[0]), total, shares, _blocks(run), _windows(run),
-        mlp_seconds(run) if case.mlp_time else None,
+        mlp_seconds(run) if case.traced else None, migration(run) if case.traced else None,
     )  # fmt: skip
 
 
@@ -118,7 +140,8 @@ def _blocks(run: Run) -> dict[str, dict[str, float]]:
     for kind, neurons in neuron_counts(model).items():
         here = block == kind
         totals = {name: float(table.column(name)[here].sum()) for name in names}
-        found[kind] = totals | {"steps": float(here.sum()), "units": float(here.sum() * n_layers * neurons // group)}
+        units = float(here.sum() * n_layers * neurons // group)
+        found[kind] = totals | {"steps": float(here.sum()), "units": units, "group": float(group)}
     return found
 
 
@@ -136,3 +159,18 @@ def mlp_seconds(run: Run) -> float:
     frame = frame[frame.task.str.fullmatch(r"l\d+\.mlp")]
     spans = frame.groupby(["step", "task"]).agg(start=("start_ps", "min"), end=("end_ps", "max"))
     return float((spans.end - spans.start).sum()) * 1e-12
+
+
+def migration(run: Run) -> Migration:
+    """Return what moving neurons between DIMMs took in a traced run."""
+    assert run.tasks is not None
+    frame = run.tasks.to_pandas()
+    projections = frame[(frame.task == "proj") & (frame.server == "gpu0")]
+    projections = projections.assign(layer=projections.groupby("step").cumcount())
+    moves = frame[frame.task.str.fullmatch(r"l\d+\.move")]
+    moves = moves.assign(layer=moves.task.str.extract(r"(\d+)", expand=False).astype(int))
+    at = ["step", "layer"]
+    late = moves.groupby(at).end_ps.max() - projections.set_index(at).end_ps
+    links = moves[moves.server.str.endswith(".link")]
+    sent = (links.end_ps - links.start_ps).groupby([links[name] for name in at]).max()
+    return Migration(float(links.bytes.sum()), float(sent.sum()) * 1e-12, float(late.clip(lower=0).sum()) * 1e-12)

@@ -5,12 +5,12 @@ import pytest
 
 from hetmem import catalog
 from hetmem.model.activation import GeneratedActivity, NeuronBlock, activation_model, count_fired
-from hetmem.model.activity_stats import measure
 from hetmem.model.bits import unpack
 from hetmem.model.sparsity import block_sparsity, sparsity_anchors
 from hetmem.policy.balance import NOWHERE, BalanceView, NoBalance, WindowRemap, dimm_loads
 from hetmem.policy.partition import OfflinePartition, PartitionView, frequency_groups
 from hetmem.policy.predictor import MODES, PredictionScore, PredictView, StateTable, StateTracker, score
+from hetmem.study.hermes_activity import hot_drift, measured_anchors
 
 SHAPES = {  # layers, QKV neurons, MLP neurons
     "opt-13b": (40, 5120, 20480),
@@ -31,18 +31,21 @@ def test_every_model_of_the_catalogue_is_covered():
 @pytest.mark.parametrize("block", ["qkv", "mlp"])
 @pytest.mark.parametrize("model", SHAPES)
 def test_anchors_of_full_models_are_met_together(model, block):
-    n_layers, *neurons = SHAPES[model]
     sparsity = block_sparsity(sparsity_anchors(model), block)
-    built = activation_model(NeuronBlock(sparsity, n_layers, neurons[block == "mlp"], group=64), seed=1)
-    similar = measure(built, seed=5, n_sequences=60, n_tokens=48)
-    # sequences differ in their rates, so frequencies need far more of them than similarities
-    shares = measure(built, seed=6, n_sequences=1500, n_tokens=4, distances=(1,))
-    assert similar.adjacent == pytest.approx(sparsity.adjacent, abs=0.03)
-    beyond_ten = [value for distance, value in similar.similarity.items() if distance > 10]
+    found = measured_anchors(model, block)
+    assert found.adjacent == pytest.approx(sparsity.adjacent, abs=0.03)
+    beyond_ten = [value for distance, value in found.similarity.items() if distance > 10]
     assert beyond_ten == pytest.approx([sparsity.distant] * len(beyond_ten), abs=0.05)
-    assert shares.density == pytest.approx(sparsity.density, rel=0.03)
-    assert shares.block_share == pytest.approx(sparsity.block_share, abs=0.03)
-    assert shares.model_share == pytest.approx(sparsity.model_share, abs=0.03)
+    assert found.density == pytest.approx(sparsity.density, rel=0.03)
+    assert found.block_share == pytest.approx(sparsity.block_share, abs=0.03)
+    assert found.model_share == pytest.approx(sparsity.model_share, abs=0.03)
+
+
+@pytest.mark.slow
+def test_drift_of_the_hot_set_is_less_than_printed_for_rates_stay():
+    for model, low in (("opt-66b", 0.42), ("llama2-70b", 0.35)):
+        drift = hot_drift(model)
+        assert all(low < share < 0.52 for share in drift.values())
 
 
 def remapping(balancer, model, run_of, moves_per_pair, n_layers=8, windows=16, n_dimms=8):

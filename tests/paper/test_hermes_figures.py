@@ -2,8 +2,10 @@
 
 import pytest
 
+from hetmem.model.activity_stats import MeasuredSparsity
 from hetmem.study import reproduce_hermes
-from hetmem.study.hermes_cases import Measured
+from hetmem.study.hermes_activity import Shown
+from hetmem.study.hermes_cases import Measured, Migration
 from hetmem.study.reproduce import Row, as_json, reproduce, within
 
 
@@ -79,15 +81,39 @@ def test_prefill_and_flatness(rows: list[Row]) -> None:
     assert flat.verdict == "match"
 
 
+@pytest.mark.slow
+def test_moves_hide_behind_projections_and_would_take_some_percent_through_the_host(rows: list[Row]) -> None:
+    (links,) = of(rows, "migration-exposed", model="opt-66b")
+    (host,) = of(rows, "migration-via-host", model="opt-66b")
+    assert links.verdict == host.verdict == "match"
+    assert links.fair < 0.002
+    assert 0.01 < host.as_published < 0.053  # all of it in the open, and still below the printed share
+    (ratio,) = of(rows, "migration-links-over-host")
+    assert ratio.as_published < 62 / 10
+    assert ratio.verdict == "not-reproducible"
+
+
+@pytest.mark.slow
+def test_the_anchors_of_the_activity_are_met_together_in_every_model(rows: list[Row]) -> None:
+    for name in ("similarity-adjacent", "similarity-distant", "block-share", "model-share"):
+        found = of(rows, f"activity-{name}")
+        assert len(found) == 6
+        assert {row.verdict for row in found} == {"calibrated"}
+
+
 def test_rows_are_built_from_what_was_measured_with_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = {"fired": 10.0, "predicted": 9.0, "missed": 2.0, "copied_bytes": 1.0, "moved_bytes": 48.0, "steps": 3.0,
-              "units": 100.0}  # fmt: skip
-    fake = Measured(12.0, 2.0, 10.0, {}, dict.fromkeys(("qkv", "mlp"), counts), (1.5, *[1.1] * 15), 1.0)
+              "units": 100.0, "group": 1.0}  # fmt: skip
+    fake = Measured(12.0, 2.0, 10.0, {}, dict.fromkeys(("qkv", "mlp"), counts), (1.5, *[1.1] * 15), 1.0,
+                    Migration(n_bytes=96.0, link_s=0.5, late_s=0.01))  # fmt: skip
+    like = MeasuredSparsity(0.2, 0.43, 0.20, {1: 0.9, 12: 0.7}, 0.9)
     asked: list[object] = []
     monkeypatch.setattr(reproduce_hermes, "measure_all", asked.extend)
     monkeypatch.setattr(reproduce_hermes, "measured", lambda case: fake)
     monkeypatch.setattr(reproduce_hermes, "throughput", lambda case: 12.0)
     monkeypatch.setattr(reproduce_hermes, "baseline_tokens_per_s", lambda *_: 3.0)
+    monkeypatch.setattr(reproduce_hermes, "in_parallel", lambda function, models: [function(m) for m in models])
+    monkeypatch.setattr(reproduce_hermes, "shown", lambda model: Shown(model, like, {"qkv": 0.44, "mlp": 0.3}))
     rows = reproduce_hermes.hermes()
     assert len(set(asked)) > 80
     assert all(row["verdict"] in ("match", "miss", "calibrated", "not-reproducible") for row in as_json(rows)["rows"])
@@ -95,3 +121,15 @@ def test_rows_are_built_from_what_was_measured_with_the_contract(monkeypatch: py
     assert of(rows, "predictor-precision")[0].as_published == pytest.approx(8 / 9)
     assert of(rows, "predictor-accuracy")[0].as_published == pytest.approx(0.97)
     assert of(rows, "moved-bytes")[0].as_published == pytest.approx(1.0)
+    assert {row.metric for row in of(rows, "predictor-recall")} == {"single mlp neurons", "single qkv neurons"}
+    (late,) = of(rows, "migration-exposed")
+    assert (late.as_published, late.fair, late.verdict) == (0.001, 0.001, "match")
+    assert "5.0% of the run" in late.note
+    (through,) = of(rows, "migration-via-host")
+    assert through.as_published == pytest.approx(2 * 96 / 102.4e9 / 10)
+    assert through.fair > through.as_published
+    (faster,) = of(rows, "migration-links-over-host")
+    assert faster.as_published == pytest.approx(2 * 96 / 102.4e9 / 0.5)
+    verdicts = {q: of(rows, q, model="llama2-70b")[0].verdict for q in ("activity-block-share", "activity-model-share")}
+    assert verdicts == {"activity-block-share": "calibrated", "activity-model-share": "miss"}
+    assert [row.verdict for row in of(rows, "hot-drift", model="llama2-70b")] == ["match", "miss"]

@@ -1,8 +1,11 @@
 """PIM stacks: arrangements, rates, passes, area, power; expected values are the papers' arithmetic."""
 
+from pathlib import Path
+
 import pytest
 from attrs import evolve
 
+from hetmem import catalog
 from hetmem.errors import ConfigError, UnknownNameError
 from hetmem.hardware.pim import PimStack, Units, check_design, fc_on_pim, pim_stack
 
@@ -64,6 +67,17 @@ def test_units_off_the_banks_leave_the_banks_alone():
 @pytest.mark.parametrize(("level", "pj"), [("bank", 4.4), ("bank-group", 12.48), ("buffer", 26.32)])
 def test_array_energy_by_level(level, pj):
     assert pim_stack("1P1B", level).array_energy(1e12).total == pytest.approx(pj)
+
+
+def test_a_stack_of_the_users_own_spends_its_own_energies(tmp_path, monkeypatch):
+    ours = (Path(catalog.__file__).parent / "pim_stacks.toml").read_text()
+    theirs = ours.replace("[hbm3-pim", "[mine").replace("row_pj_per_bit = 0.11", "row_pj_per_bit = 1.11")
+    (tmp_path / "pim_stacks.toml").write_text(theirs)
+    monkeypatch.setenv("HETMEM_CATALOG", str(tmp_path))
+    monkeypatch.setattr(catalog, "_loaded", {})
+    assert pim_stack().array_energy(1e12).total == pytest.approx(4.4)
+    assert pim_stack(stack="mine").array_energy(1e12).total == pytest.approx(4.4 + 8)
+    assert check_design("1P1B", stack="mine").power_w > check_design("1P1B").power_w
 
 
 @pytest.mark.parametrize("fraction", [0, -0.1, 1.01])
