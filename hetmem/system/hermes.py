@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hetmem.engine.graph import Cost, GraphBuilder, Handle, Template
+from hetmem.engine.graph import Cost, CostColumns, GraphBuilder, Handle, Template
 from hetmem.engine.step import Plan, StepOutcome, StepView
 from hetmem.errors import UnsupportedError
 from hetmem.hardware.ledger import Ledger
@@ -43,6 +43,7 @@ from hetmem.system.sparse import (
     NeuronPlan,
     costs_of,
     hot_costs,
+    layer_slots,
     require_neurons,
     require_plain_decoding,
     require_room,
@@ -93,7 +94,6 @@ class Hermes(NdpSystem):
         )  # fmt: skip
         self._landing: dict[int, Handle] = {}
         self._cold_bytes: tuple[int, int] = (-1, 0)
-        self._slots: dict[str, list[str]] = {}
 
     def _partition_rates(self, room: int) -> Rates:
         read_s, mac_s = 1 / self.weight_rate, self.pool.mac_s(8 / self.precision.weights_bits)
@@ -146,18 +146,19 @@ class Hermes(NdpSystem):
         costs |= self._dense_costs(view.decode)
         copy_bytes, link_bytes = self._gap_bytes(view.decode)
         step = self.state.plan(view.order, view.decode.sequences, copy_bytes, link_bytes)
+        costs |= self.head_costs(view.decode)
+        columns = [*self._copy_costs(step), *self._move_costs(step)]
         for block in BLOCKS:
-            costs |= self._neuron_costs(block, "", step.work[block], view.decode)
+            columns += self._neuron_costs(block, "", step.work[block], view.decode)
             if self.late:
-                costs |= self._neuron_costs(block, ".late", step.late[block], view.decode)
-        costs |= self._copy_costs(step) | self._move_costs(step) | self.head_costs(view.decode)
+                columns += self._neuron_costs(block, ".late", step.late[block], view.decode)
         copies, moves = bool(step.copied_bytes.any()), bool(step.sent_bytes.any())
         template = self._template(view.prefill is not None, is_chunk(view.prefill), True, copies, moves)
         changed = np.flatnonzero(step.copied_bytes.any(axis=1) | step.sent_bytes.any(axis=1)).tolist()
         handles = {layer: Handle((view.order, layer)) for layer in changed}
         publish = {template.names[f"landed.{layer}"]: handle for layer, handle in handles.items()}
         wait = {template.names[f"start.{layer}"]: [handle] for layer, handle in self._landing.items()}
-        return NeuronPlan(template.bind(costs, publish, wait), step=step, handles=handles)
+        return NeuronPlan(template.bind(costs, publish, wait, columns), step=step, handles=handles)
 
     def commit(self, plan: Plan) -> None:
         assert isinstance(plan, NeuronPlan)
@@ -194,49 +195,48 @@ class Hermes(NdpSystem):
             costs[f"{block}.merge"] = Cost(to_ps(self.pool.mac_s(adds)), self.pool.mac_fj(adds))
         return costs
 
-    def _neuron_costs(self, block: str, tail: str, work: Work, shape: StepShape) -> dict[str, Cost]:
+    def _neuron_costs(self, block: str, tail: str, work: Work, shape: StepShape) -> list[CostColumns]:
         """Return the costs of the computed neurons of all layers, on the GPU and on each DIMM."""
         pool, model = self.pool, self.neurons
         passed = 2 * shape.tokens * self.model.d_model * self.precision.activation_bits / 8
-        slots = [f"l{layer}.{block}{tail}" for layer in range(self.model.n_layers)]
         n_bytes, macs = work.units[:, 1:] * model.unit_bytes[block], work.macs[:, 1:] * model.macs_per_unit[block]
         read_fj, mac_fj = n_bytes * pool.read_fj(1e6) * 1e-6, macs * pool.mac_fj(1e6) * 1e-6
-        costs = hot_costs(self.ops.law, self.ops.dtype, model, block, slots, work, passed)
-        costs |= costs_of(self._on_each(f"{block}{tail}.read"), n_bytes / self.rates[block], n_bytes, read_fj)
-        return costs | costs_of(self._on_each(f"{block}{tail}.mac"), macs / pool.macs_per_s, macs * 0, mac_fj)
+        return [
+            *hot_costs(self.ops.law, self.ops.dtype, model, block, tail, work, passed),
+            costs_of(self._on_each(f"{block}{tail}.read"), n_bytes / self.rates[block], n_bytes, read_fj),
+            costs_of(self._on_each(f"{block}{tail}.mac"), macs / pool.macs_per_s, macs * 0, mac_fj),
+        ]
 
-    def _on_each(self, what: str) -> list[str]:
-        """Return the slots of what every DIMM does in every layer, as arrays ``[layer, dimm]`` are laid out."""
-        if what not in self._slots:
-            dimms = range(self.pool.count)
-            self._slots[what] = [f"l{layer}.{what}{dimm}" for layer in range(self.model.n_layers) for dimm in dimms]
-        return self._slots[what]
+    def _on_each(self, what: str) -> tuple[str, ...]:
+        return layer_slots(what, self.model.n_layers, self.pool.count)
 
-    def _copy_costs(self, step: NeuronStep) -> dict[str, Cost]:
+    def _copy_costs(self, step: NeuronStep) -> list[CostColumns]:
         """Return the costs of the copies to the GPU: at the ranks they come from, on PCIe, in its memory."""
         if not step.copied_bytes.any():
-            return {}
+            return []
         left, total = step.copied_bytes, step.copied_bytes.sum(axis=1)
         pcie, gpu = self.config.pcie.energy_fj(1e6) * 1e-6, self.config.gpu.stream_s(1.0)
-        wire, memory = ([f"l{layer}.copy@{hop}" for layer in range(len(total))] for hop in ("pcie.h2d", "gpu0.hbm"))
+        wire, memory = (layer_slots(f"copy@{hop}", len(total)) for hop in ("pcie.h2d", "gpu0.hbm"))
         read_fj = left * self.pool.read_fj(1e6) * 1e-6
-        return (
-            costs_of(wire, total / (self.config.prefill_path().gbs * 1e9), total, total * pcie)
-            | costs_of(memory, total * gpu, total)
-            | costs_of(self._on_each("copy@dimm"), left / self.weight_rate, left, read_fj)
-        )
+        return [
+            costs_of(wire, total / (self.config.prefill_path().gbs * 1e9), total, total * pcie),
+            costs_of(memory, total * gpu, total),
+            costs_of(self._on_each("copy@dimm"), left / self.weight_rate, left, read_fj),
+        ]
 
-    def _move_costs(self, step: NeuronStep) -> dict[str, Cost]:
+    def _move_costs(self, step: NeuronStep) -> list[CostColumns]:
         """Return the costs of the moves between DIMMs: read, sent by the port of the source, written."""
         if not step.sent_bytes.any():
-            return {}
+            return []
         link = self.config.dimm_link
         assert link is not None
         sent, touched = step.sent_bytes, step.sent_bytes + step.received_bytes
         seconds = np.where(sent > 0, self.link.transfer_s(sent.astype(np.float64)), 0.0)
         read_fj = touched * self.pool.read_fj(1e6) * 1e-6
-        ranks = costs_of(self._on_each("move@dimm"), touched / self.weight_rate, touched, read_fj)
-        return ranks | costs_of(self._on_each("move@link"), seconds, sent, sent * link.energy_fj(1e6) * 1e-6)
+        return [
+            costs_of(self._on_each("move@dimm"), touched / self.weight_rate, touched, read_fj),
+            costs_of(self._on_each("move@link"), seconds, sent, sent * link.energy_fj(1e6) * 1e-6),
+        ]
 
     # -- the graph ---------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hetmem.engine.graph import Cost, GraphBuilder, Template
+from hetmem.engine.graph import Cost, CostColumns, GraphBuilder, Template
 from hetmem.engine.step import Plan, StepOutcome, StepView
 from hetmem.errors import UnsupportedError
 from hetmem.hardware.ledger import Ledger
@@ -31,6 +31,7 @@ from hetmem.system.sparse import (
     NeuronPlan,
     costs_of,
     hot_costs,
+    layer_slots,
     require_neurons,
     require_plain_decoding,
     require_room,
@@ -39,6 +40,7 @@ from hetmem.system.stream import Stage, stream
 from hetmem.units import to_ps
 
 PREFETCH = 1
+ATTENTION_LEGS = (("attention.compute",), ("attention.memory",))
 
 
 class PowerInfer(OffloadSystem):
@@ -121,11 +123,12 @@ class PowerInfer(OffloadSystem):
             return NeuronPlan(self._template(True, False).bind(costs))
         costs |= self._dense_costs(view.decode)
         step = self.state.plan(view.order, view.decode.sequences, 0.0, 0.0)
+        columns = self._attention_costs(view.decode)
         for block in BLOCKS:
-            costs |= self._neuron_costs(block, "", step.work[block], view.decode)
+            columns += self._neuron_costs(block, "", step.work[block], view.decode)
             if self.late:
-                costs |= self._neuron_costs(block, ".late", step.late[block], view.decode)
-        return NeuronPlan(self._template(view.prefill is not None, True).bind(costs), step=step)
+                columns += self._neuron_costs(block, ".late", step.late[block], view.decode)
+        return NeuronPlan(self._template(view.prefill is not None, True).bind(costs, columns=columns), step=step)
 
     def commit(self, plan: Plan) -> None:
         assert isinstance(plan, NeuronPlan)
@@ -139,30 +142,33 @@ class PowerInfer(OffloadSystem):
     def _dense_costs(self, shape: StepShape) -> dict[str, Cost]:
         """Return the costs that all layers have alike, and those of the head."""
         kernels = layer_kernels(self.model, shape, self.precision)
-        attention = [k for k in kernels if k.name in ATTENTION]
-        n_bytes = sum(k.kv_read_bytes for k in attention)
-        whole, memory = self._cpu_s(np.array([sum(k.flops for k in attention)]), np.array([float(n_bytes)]))
-        costs = self._on_cpu(["attention"], whole, memory, np.array([n_bytes]))
         parts = [k for k in kernels if k.name in ("proj", "attn_norm", "mlp_norm")]
         op = Op("proj", sum(k.flops for k in parts), sum(k.bytes for k in parts), 0)
+        costs: dict[str, Cost] = {}
         costs["proj.compute"], costs["proj.memory"] = self.ops.price(op)
         handed = shape.tokens * self.model.d_model * self.precision.activation_bits // 8
         costs["hop"] = self.hop_cost("pcie.h2d", handed, self.config.prefill_path())
         return costs | self.stage_costs("head", self.ops.head(shape))
 
-    def _neuron_costs(self, block: str, tail: str, work: Work, shape: StepShape) -> dict[str, Cost]:
+    def _attention_costs(self, shape: StepShape) -> list[CostColumns]:
+        kernels = [k for k in layer_kernels(self.model, shape, self.precision) if k.name in ATTENTION]
+        n_bytes = sum(k.kv_read_bytes for k in kernels)
+        whole, memory = self._cpu_s(np.array([sum(k.flops for k in kernels)]), np.array([float(n_bytes)]))
+        return self._on_cpu(ATTENTION_LEGS, whole, memory, np.array([n_bytes]))
+
+    def _neuron_costs(self, block: str, tail: str, work: Work, shape: StepShape) -> list[CostColumns]:
         model = self.neurons
         passed = 2 * shape.tokens * self.model.d_model * self.precision.activation_bits / 8
-        slots = [f"l{layer}.{block}{tail}" for layer in range(self.model.n_layers)]
+        legs = tuple(layer_slots(f"{block}{tail}.cpu.{leg}", self.model.n_layers) for leg in ("compute", "memory"))
         n_bytes = (work.units[:, 1] * model.unit_bytes[block]).astype(np.float64)
         whole, leg = self._cpu_s(2.0 * work.macs[:, 1] * model.macs_per_unit[block], n_bytes)
-        costs = hot_costs(self.ops.law, self.ops.dtype, model, block, slots, work, passed)
-        return costs | self._on_cpu([f"{slot}.cpu" for slot in slots], whole, leg, n_bytes)
+        hot = hot_costs(self.ops.law, self.ops.dtype, model, block, tail, work, passed)
+        return [*hot, *self._on_cpu(legs, whole, leg, n_bytes)]
 
-    def _on_cpu(self, slots: list[str], whole: Any, memory: Any, n_bytes: Any) -> dict[str, Cost]:
+    def _on_cpu(self, legs: tuple[tuple[str, ...], ...], whole: Any, memory: Any, n_bytes: Any) -> list[CostColumns]:
+        compute, read = legs
         fj = n_bytes * 8 * self.host.pj_per_bit * 1e3
-        compute = costs_of([f"{slot}.compute" for slot in slots], whole, n_bytes * 0)
-        return compute | costs_of([f"{slot}.memory" for slot in slots], memory, n_bytes, fj)
+        return [costs_of(compute, whole, n_bytes * 0), costs_of(read, memory, n_bytes, fj)]
 
     def _prefill_costs(self, shape: StepShape) -> dict[str, Cost]:
         path = self.config.prefill_path()

@@ -1,13 +1,15 @@
 """What systems with hot and cold neurons share: the units of a model, and what the GPU computes of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
+from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
 from attrs import field, frozen
 from numpy.typing import NDArray
 
-from hetmem.engine.graph import Cost, Handle
+from hetmem.engine.graph import CostColumns, Handle
 from hetmem.engine.step import Plan, StepView
 from hetmem.errors import CapacityError, UnsupportedError
 from hetmem.hardware.gpu_law import GpuLaw
@@ -88,23 +90,29 @@ def require_room(name: str, asked: int, room: int, capacity: int) -> None:
 
 
 def hot_costs(
-    gpu: GpuLaw, dtype: str, model: NeuronModel, block: str, slots: Sequence[str], work: Work, activation_bytes: float
-) -> dict[str, Cost]:
+    gpu: GpuLaw, dtype: str, model: NeuronModel, block: str, tail: str, work: Work, activation_bytes: float
+) -> list[CostColumns]:
     """Return the costs of the legs of the GPU's part of a block, a slot a layer; nothing where a layer has none."""
     units = work.units[:, 0]
     n_bytes = units * model.unit_bytes[block] + np.where(units > 0, activation_bytes, 0.0)
     flops = 2.0 * work.macs[:, 0] * model.macs_per_unit[block]
     whole, memory = (np.where(units > 0, leg, 0.0) for leg in gpu.legs_s(flops, n_bytes, dtype))
-    compute = costs_of([f"{slot}.compute" for slot in slots], whole, n_bytes * 0)
-    return compute | costs_of([f"{slot}.memory" for slot in slots], memory, n_bytes)
+    compute, read = (layer_slots(f"{block}{tail}.{leg}", len(units)) for leg in ("compute", "memory"))
+    return [costs_of(compute, whole, n_bytes * 0), costs_of(read, memory, n_bytes)]
+
+
+@cache
+def layer_slots(what: str, n_layers: int, parts: int | None = None) -> tuple[str, ...]:
+    """Return the slots of ``what`` in every layer, in several parts or in one, as arrays ``[layer, part]`` lie."""
+    tails = [""] if parts is None else map(str, range(parts))
+    return tuple(f"l{layer}.{what}{tail}" for layer, tail in product(range(n_layers), tails))
 
 
 def costs_of(
-    slots: Iterable[str], seconds: NDArray[Any], n_bytes: NDArray[Any], fj: NDArray[Any] | None = None
-) -> dict[str, Cost]:
+    slots: tuple[str, ...], seconds: NDArray[Any], n_bytes: NDArray[Any], fj: NDArray[Any] | None = None
+) -> CostColumns:
     """Return the cost of each slot, arrays of any shape being taken in order; what takes time takes a tick at least."""
     ps = np.rint(seconds * 1e12).astype(np.int64)
     ps = np.where((seconds > 0) & (ps == 0), 1, ps)
     spent = np.zeros_like(ps) if fj is None else np.rint(fj).astype(np.int64)
-    columns = (ps, spent, np.rint(n_bytes).astype(np.int64))
-    return dict(zip(slots, map(Cost, *(column.ravel().tolist() for column in columns)), strict=True))
+    return CostColumns(slots, ps.ravel(), spent.ravel(), np.rint(n_bytes).astype(np.int64).ravel())
