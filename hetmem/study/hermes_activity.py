@@ -8,9 +8,10 @@ from attrs import evolve, frozen
 
 from hetmem import catalog
 from hetmem.model import load_model
-from hetmem.model.activation import NeuronBlock, activation_model, count_fired, unpack
+from hetmem.model.activation import NeuronBlock, activation_model, count_fired
 from hetmem.model.activity_config import BLOCKS, activity_config, neuron_counts, neurons
 from hetmem.model.activity_stats import MeasuredSparsity, measure
+from hetmem.model.bits import unpack
 from hetmem.model.sparsity import block_sparsity, sparsity_anchors
 from hetmem.policy.predictor import HotDrift, StateTracker
 from hetmem.study.reproduce import Row, verdict
