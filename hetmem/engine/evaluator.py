@@ -49,7 +49,7 @@ class _Submission:
     gate: simpy.Event
     program: Program
     ps: Sequence[int]
-    lanes: tuple[Any, ...]  # a lane, or None where there is no service
+    lanes: Sequence[Any]  # a lane, or None where there is no service
     kinds: bytes | bytearray
     barriers: Mapping[int, Barrier]
     gates_left: int
@@ -152,14 +152,16 @@ class Evaluator:
             known = self._programs[id(template)] = program(template, self.servers)
         return known
 
-    def _account(self, prog: Program, graph: TaskGraph) -> tuple[Sequence[int], tuple[Lane | None, ...]]:
+    def _account(self, prog: Program, graph: TaskGraph) -> tuple[Sequence[int], Sequence[Lane | None]]:
         """Count the work at its lanes; return the ticks by slot, and the lanes by task, None where there is no work."""
         ps, fj, n_bytes = graph.ps, graph.fj, graph.n_bytes
-        idle = ps.count(0) > 1  # beside the first, of tasks without a slot
-        if idle or prog.free_slots:
-            self._refuse_lost(prog, graph)
+        # The first place is of tasks without a slot.
+        idle = [place for place, ticks in enumerate(ps) if not ticks] if ps.count(0) > 1 else []
+        for place in (*idle, *prog.free_slots):
+            if fj[place] or n_bytes[place]:
+                raise _lost(graph, place)
         energy, moved = any(fj), any(n_bytes)
-        no_work = [ticks == 0 for ticks in ps] if idle else []
+        no_work = [not ticks for ticks in ps] if idle else []
         for lanes, add, jobs in prog.sums:
             total = add(ps)
             if idle:
@@ -174,20 +176,13 @@ class Evaluator:
         if energy:
             for lane, add in prog.behind:
                 lane.pending_fj += add(fj)
-        if not idle:
+        without_work = [task for place in idle for task in prog.served[place]]
+        if not without_work:
             return ps, prog.lanes
-        by_task = prog.expand(ps)
-        busy = tuple(lane if ticks else None for lane, ticks in zip(prog.lanes, by_task, strict=True))
-        return ps, prog.lanes if busy == prog.lanes else busy
-
-    def _refuse_lost(self, prog: Program, graph: TaskGraph) -> None:
-        for place, cost in enumerate(zip(graph.ps, graph.fj, graph.n_bytes, strict=True)):
-            if (cost[1] or cost[2]) and (not cost[0] or place in prog.free_slots):
-                template = graph.template
-                tasks = [task for task, slot in enumerate(template.slot_index) if slot == place]
-                lost = next(task for task in tasks if not cost[0] or template.servers[task] is None)
-                problem = f"{template.tags[lost] or 'join'} is no service, but costs {Cost(*cost)}"
-                raise ConservationError("work takes time at a server", problem)
+        busy = list(prog.lanes)
+        for task in without_work:
+            busy[task] = None
+        return ps, busy
 
     def _begin(self, sub: _Submission) -> None:
         """Start the tasks of a graph one by one, those first that wait for nothing."""
@@ -409,34 +404,37 @@ class Evaluator:
             if lag_ps[task]:
                 tick += lag_ps[task]
             followers = successors[task]
-            if len(followers) == 1 and not kinds[task] & TOLD and not resolved:  # the most common case, without lists
+            if len(followers) == 1 and not kinds[task] & TOLD:  # the most common case, without lists
                 task = followers[0]
                 if tick > ready[task]:
                     ready[task] = tick
                 else:
                     tick = ready[task]
                 missing[task] -= 1
-                if missing[task]:
-                    return told
-                lane = lanes[task]
-                if lane is None:
-                    tick += ps[task]
-                elif kinds[task] & ~ORDERED or not (
-                    (tick < ordered_until and kinds[task] and not lane.mixed)
-                    or (tick < until and not lane.queue and (not heap or heap[0][0] > tick))
-                ):
+                if not missing[task]:
+                    lane = lanes[task]
+                    if lane is None:
+                        tick += ps[task]
+                        continue
+                    if not kinds[task] & ~ORDERED and (
+                        (tick < ordered_until and kinds[task] and not lane.mixed)
+                        or (tick < until and not (lane.queue or resolved) and (not heap or heap[0][0] > tick))
+                    ):  # nothing comes before it: it is served here and now
+                        start = lane.free_ps
+                        if start > tick:
+                            lane.delay(tick)
+                        else:
+                            start = tick
+                        lane.free_ps = tick = start + ps[task]
+                        lane.served_ps += ps[task]
+                        if self._tracing:
+                            self._note(sub, task, start, tick)
+                        continue
                     heappush(heap, (tick, key + task, sub, followers))
+                if not resolved:
                     return told
-                else:  # nothing comes before it: it is served here and now
-                    start = lane.free_ps
-                    if start > tick:
-                        lane.delay(tick)
-                    else:
-                        start = tick
-                    lane.free_ps = tick = start + ps[task]
-                    lane.served_ps += ps[task]
-                    if self._tracing:
-                        self._note(sub, task, start, tick)
+                task = resolved.pop()
+                tick = ready[task] + ps[task]
                 continue
             together = []
             for follower in followers:
@@ -510,3 +508,12 @@ class Evaluator:
         if self._horizon > self.env.now:
             lines.append(f"service until tick {self._horizon}")
         return tuple(lines)
+
+
+def _lost(graph: TaskGraph, place: int) -> ConservationError:
+    """Return the error of a slot that costs bytes or energy, but serves a task that takes no time at a server."""
+    template, cost = graph.template, Cost(graph.ps[place], graph.fj[place], graph.n_bytes[place])
+    tasks = [task for task, slot in enumerate(template.slot_index) if slot == place]
+    lost = next(task for task in tasks if not cost.ps or template.servers[task] is None)
+    problem = f"{template.tags[lost] or 'join'} is no service, but costs {cost}"
+    return ConservationError("work takes time at a server", problem)

@@ -24,6 +24,8 @@ COMPILE_AFTER = 40
 #: The most submissions for which a straight line that did not fit is left alone.
 MOST_SKIPPED = 64
 
+_WATCHING = bytes(kind | WATCHED if kind & QUEUED else kind for kind in range(256))
+
 Picker = Callable[[Sequence[Any]], Sequence[Any]]
 Adder = Callable[[Sequence[int]], int]
 Barrier = tuple[list[Lane], Picker, tuple[int, ...]]
@@ -59,6 +61,8 @@ class Program:
         The same of the background tasks of each lane.
     free_slots : set of int
         Places of the slots of tasks without a server.
+    served : tuple of (tuple of int)
+        By place of a slot: the tasks at servers that cost it.
     plain : bool
         Whether all tasks are in the foreground and of class 0, and one at least is on a server.
     """
@@ -77,6 +81,7 @@ class Program:
     sums: list[tuple[list[Lane], Adder, int]]
     behind: list[tuple[Lane, Adder]]
     free_slots: frozenset[int]
+    served: tuple[tuple[int, ...], ...]
     plain: bool
     _line: StraightLine | None = field(default=None, init=False)
     _uses: int = field(default=0, init=False)
@@ -91,7 +96,7 @@ class Program:
         """Return :attr:`kinds`, those of the ``published`` tasks marked, and whatever may lead to them watched."""
         if not published:
             return self.kinds
-        kinds = bytearray(kind | WATCHED if kind & QUEUED else kind for kind in self.kinds)
+        kinds = bytearray(self.kinds.translate(_WATCHING))
         for task in published:
             kinds[task] |= PUBLISHED
         return kinds
@@ -167,6 +172,7 @@ def program(template: Template, lanes: Mapping[str, Lane]) -> Program:
         _sums(template, lanes),
         [(lane, add) for group, add, _ in _sums(template, lanes, behind=True) for lane in group],
         frozenset(s for name, s in zip(template.servers, template.slot_index, strict=True) if name is None and s),
+        _served(template),
         not any(template.background) and not any(template.classes) and any(template.servers),
     )
 
@@ -200,6 +206,14 @@ def _kinds(template: Template) -> bytes:
         for task in tasks:
             kinds[task] |= ORDERED
     return bytes(kinds)
+
+
+def _served(template: Template) -> tuple[tuple[int, ...], ...]:
+    found: list[list[int]] = [[] for _ in template.slot_names]
+    for task, (name, place) in enumerate(zip(template.servers, template.slot_index, strict=True)):
+        if name is not None:
+            found[place].append(task)
+    return tuple(map(tuple, found))
 
 
 def _mixed(template: Template) -> set[str]:
