@@ -29,6 +29,7 @@ from hetmem.engine.program import (
     TOLD,
     WATCHED,
     Barrier,
+    Fork,
     Program,
     program,
 )
@@ -52,6 +53,7 @@ class _Submission:
     lanes: Sequence[Any]  # a lane, or None where there is no service
     kinds: bytes | bytearray
     barriers: Mapping[int, Barrier]
+    forks: Mapping[int, Fork]
     gates_left: int
     lasts_left: int
     gate_ps: int
@@ -111,7 +113,7 @@ class Evaluator:
         apart = self._tracing or not prog.joined.isdisjoint(graph.publish)
         sub = _Submission(
             graph, rank, rank * TASKS_PER_STEP, simpy.Event(self.env), prog, ps, lanes, prog.kinds_of(graph.publish),
-            {} if apart else prog.barriers, prog.gates, prog.lasts, now,
+            {} if apart else prog.barriers, {} if apart else prog.forks, prog.gates, prog.lasts, now,
         )  # fmt: skip
         if prog.lasts:
             self.outstanding[rank] = sub
@@ -263,8 +265,12 @@ class Evaluator:
                 for task in tasks:  # others of this tick come between them
                     heappush(heap, (tick, sub.key + task, sub, (task,)))
                 continue
+            elif id(tasks) in sub.barriers:
+                told = self._serve_barrier(sub, tasks, tick, until)
+            elif id(tasks) in sub.forks:
+                told = self._serve_fork(sub, tasks, tick, until)
             else:
-                told = (self._serve_barrier if id(tasks) in sub.barriers else self._serve)(sub, tasks, tick, until)
+                told = self._serve(sub, tasks, tick, until)
             if told:
                 limit = env.next_ps
                 until = max(limit, decided)
@@ -288,8 +294,7 @@ class Evaluator:
         single = self._in_foreground == 1
         for task in tasks:
             lane, lasts = lanes[task], ps[task]
-            if lane.queue:
-                lane.advance(tick)
+            if lane.queue and lane.advance(tick):
                 told = True
             start = lane.free_ps
             if start > tick:
@@ -313,8 +318,7 @@ class Evaluator:
         latest, told = 0, False
         lanes, pick, _ = sub.barriers[id(tasks)]
         for lane, lasts in zip(lanes, pick(sub.ps)):  # noqa: B905 - as long as each other, and the innermost loop
-            if lane.queue:
-                lane.advance(tick)
+            if lane.queue and lane.advance(tick):
                 told = True
             end = tick + lasts
             if lane.free_ps > tick:
@@ -330,6 +334,46 @@ class Evaluator:
             until = 0
         return self._done(sub, tasks[0], latest, until, until if self._in_foreground == 1 else 0) or told
 
+    def _serve_fork(self, sub: _Submission, tasks: Sequence[int], tick: int, until: int) -> bool:
+        """Do the same for tasks of which most begin chains with the same successors: the last chain stands for all."""
+        fork, told = sub.forks[id(tasks)], False
+        lanes, ps, missing = sub.lanes, sub.ps, sub.missing
+        ordered_until = until if self._in_foreground == 1 else 0
+        n = last = latest = 0
+        for first, second in fork.chains:
+            lane, lasts = lanes[first], ps[first]
+            if lane.queue and lane.advance(tick):
+                told, ordered_until = True, 0
+            start = lane.free_ps
+            if start > tick:
+                lane.delay(tick)
+            else:
+                start = tick
+            lane.free_ps = end = start + lasts
+            lane.served_ps += lasts
+            if second >= 0:
+                lane = lanes[second]
+                if lane is None or lane.mixed or end >= ordered_until:
+                    if self._done(sub, first, end):
+                        told, ordered_until = True, 0
+                    continue
+                missing[second] = 0
+                lasts, start = ps[second], lane.free_ps
+                if start > end:
+                    lane.delay(end)
+                else:
+                    start = end
+                lane.free_ps = end = start + lasts
+                lane.served_ps += lasts
+            n += 1
+            if end > latest:
+                latest, last = end, first if second < 0 else second
+        if n:
+            for follower in sub.program.successors[last]:
+                missing[follower] -= n - 1
+            told = self._done(sub, last, latest, 0, ordered_until) or told
+        return self._serve(sub, fork.rest, tick, 0 if told else until) or told if fork.rest else told
+
     def _queue_up(self, sub: _Submission, task: int, tick: int) -> bool:
         """Put a task of another class, ready at ``tick``, in the queue of its lane."""
         template, lane = sub.graph.template, sub.lanes[task]
@@ -339,14 +383,14 @@ class Evaluator:
         self._watch(lane)
         return True
 
-    def _queued_ended(self, sub: _Submission, task: int, start: int, end: int) -> None:
+    def _queued_ended(self, sub: _Submission, task: int, start: int, end: int) -> bool:
         lane = sub.lanes[task]
         lane.watched -= bool(sub.kinds[task] & WATCHED)
         if sub.kinds[task] & BEHIND:
             lane.spend(end, sub.graph.fj[sub.graph.template.slot_index[task]])
         if self._tracing:
             self._note(sub, task, start, end)
-        self._done(sub, task, end)
+        return self._done(sub, task, end)
 
     def _note(self, sub: _Submission, task: int, start: int, end: int) -> None:
         template = sub.graph.template

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from operator import itemgetter, mul
-from typing import Any
+from typing import Any, NamedTuple
 
 from attrs import Factory, define, field
 
@@ -31,6 +31,16 @@ Adder = Callable[[Sequence[int]], int]
 Barrier = tuple[list[Lane], Picker, tuple[int, ...]]
 
 
+class Fork(NamedTuple):
+    """Tasks that become ready together: most begin chains of one or two for which the same tasks wait.
+
+    A chain is (first, second), or (first, -1); the second is at a lane where the graph sets the order.
+    """
+
+    chains: tuple[tuple[int, int], ...]
+    rest: tuple[int, ...]
+
+
 @define(eq=False)
 class Program:
     """A template on the lanes of a machine.
@@ -53,8 +63,10 @@ class Program:
     barriers : dict of int to (lanes, picker, tasks)
         By the id of an item of ``successors`` whose tasks all have the same successors, no lag and no kind: their
         lanes, what picks their items out of a sequence by task, and they themselves.
+    forks : dict of int to Fork
+        By the id of an item of ``successors``.
     joined : set of int
-        The tasks of all barriers.
+        The tasks of all barriers and chains.
     sums : list of (lanes, adder, number)
         What adds over the tasks of a lane, given by slot, and how many those are; lanes with the same slots together.
     behind : list of (lane, adder)
@@ -77,6 +89,7 @@ class Program:
     gates: int
     lasts: int
     barriers: dict[int, Barrier]
+    forks: dict[int, Fork]
     joined: frozenset[int]
     sums: list[tuple[list[Lane], Adder, int]]
     behind: list[tuple[Lane, Adder]]
@@ -156,7 +169,7 @@ def program(template: Template, lanes: Mapping[str, Lane]) -> Program:
     kinds = _kinds(template)
     for name in _mixed(template):
         lanes[name].mixed = True
-    barriers = _barriers(template, kinds, lanes)
+    barriers, forks = _barriers(template, kinds, lanes), _forks(template, kinds)
     return Program(
         template,
         template.successors,
@@ -168,7 +181,9 @@ def program(template: Template, lanes: Mapping[str, Lane]) -> Program:
         sum(bool(kind & GATE) for kind in kinds),
         sum(bool(kind & LAST) for kind in kinds),
         barriers,
-        frozenset(task for *_, tasks in barriers.values() for task in tasks),
+        forks,
+        frozenset(task for *_, tasks in barriers.values() for task in tasks)
+        | {task for fork in forks.values() for chain in fork.chains for task in chain},
         _sums(template, lanes),
         [(lane, add) for group, add, _ in _sums(template, lanes, behind=True) for lane in group],
         frozenset(s for name, s in zip(template.servers, template.slot_index, strict=True) if name is None and s),
@@ -244,6 +259,34 @@ def _barriers(template: Template, kinds: Sequence[int], lanes: Mapping[str, Lane
         if plain and len({template.successors[task] for task in tasks}) == 1:
             barriers[id(tasks)] = ([lanes[name] for name in names], picker(tasks), tasks)
     return barriers
+
+
+def _forks(template: Template, kinds: Sequence[int]) -> dict[int, Fork]:
+    servers, successors = template.servers, template.successors
+
+    def plain(task: int) -> bool:
+        return servers[task] is not None and not template.lag_ps[task] and not kinds[task] & ~ORDERED
+
+    forks: dict[int, Fork] = {}
+    for tasks in successors:
+        if len(tasks) < 3 or any(servers[task] is None for task in tasks):
+            continue
+        by_end: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for task in filter(plain, tasks):
+            after = successors[task]
+            second = after[0] if len(after) == 1 else -1
+            if second >= 0 and plain(second) and kinds[second] & ORDERED and template.n_preds[second] == 1:
+                by_end.setdefault(successors[second], []).append((task, second))
+            else:
+                by_end.setdefault(after, []).append((task, -1))
+        chains = max(by_end.values(), key=len, default=[])
+        begun = {first for first, _ in chains}
+        rest = tuple(task for task in tasks if task not in begun)
+        # Each at a lane of its own, so that the order in which they are served does not matter.
+        used = [servers[task] for task in (*begun, *(second for _, second in chains if second >= 0), *rest)]
+        if len(chains) > 2 and len(set(used)) == len(used):
+            forks[id(tasks)] = Fork(tuple(chains), rest)
+    return forks
 
 
 def adder(places: Sequence[int]) -> Adder:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
-Ended = Callable[[Any, int, int, int], None]
+Ended = Callable[[Any, int, int, int], bool]
 
 
 class Lane:
@@ -57,7 +57,8 @@ class Lane:
         self.mixed = False
         #: Work of other classes, as [class, ready tick, key, ticks left, chunk, owner, index, first start or -1].
         self.queue: list[list[Any]] = []
-        #: Called as ``ended(owner, index, start_ps, end_ps)`` when work of the queue is given its end.
+        #: Called as ``ended(owner, index, start_ps, end_ps)`` when work of the queue is given its end; returns whether
+        #: it told anybody.
         self.ended: Ended = _nobody
         self._starts: deque[int] = deque()
         #: Femtojoules of background work handed in, less those of such work known to have ended by the last query.
@@ -77,15 +78,18 @@ class Lane:
         self.advance(entry[1])
         heappush(self.queue, entry)
 
-    def advance(self, tick: int) -> None:
-        """Start the queued work that starts before ``tick``, by when all work of class 0 ready before is known."""
-        queue = self.queue
+    def advance(self, tick: int) -> bool:
+        """Start the queued work that starts before ``tick``, by when all work of class 0 ready before is known.
+
+        Return whether an end was told to anybody but the evaluator.
+        """
+        queue, told = self.queue, False
         while queue:
             entry = queue[0]
             ready, left, chunk = entry[1], entry[3], entry[4]
             start = self.free_ps if self.free_ps > ready else ready
             if start >= tick:
-                return
+                break
             if entry[7] < 0:
                 entry[7] = start
                 self.wait_ps += start - ready
@@ -99,7 +103,9 @@ class Lane:
             self.served_ps += left
             self.free_ps = start + left
             heappop(queue)
-            self.ended(entry[5], entry[6], entry[7], self.free_ps)
+            if self.ended(entry[5], entry[6], entry[7], self.free_ps):
+                told = True
+        return told
 
     def earliest_end(self) -> int:
         """Return a tick before which no queued work ends."""
@@ -136,5 +142,5 @@ class Lane:
         return self.energy_fj - self.pending_fj
 
 
-def _nobody(_owner: Any, _index: int, _start_ps: int, _end_ps: int) -> None:
+def _nobody(_owner: Any, _index: int, _start_ps: int, _end_ps: int) -> bool:
     raise AssertionError("a lane with a queue has an evaluator")
