@@ -143,8 +143,9 @@ class WindowRemap:
 class OfflineOptimal:
     """Places the units that are going to fire, longest first, links unlimited; the others stay.
 
-    A bound, not a mechanism: it reads the future. Longest-first is within 4/3 of the best placement, and
-    within one unit's firings of the mean load.
+    A comparison, not a mechanism: it reads the future. Longest-first is within 4/3 of the best placement, and
+    within one unit's firings of the mean load. What it levels is what fires; DIMMs compute what is predicted, so
+    with another predictor than the oracle it is no bound.
     """
 
     window: int = field(default=5, validator=validators.ge(1))

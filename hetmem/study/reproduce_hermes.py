@@ -6,6 +6,7 @@ measured by :mod:`hetmem.study.hermes_activity`.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from hetmem import catalog
 from hetmem.hardware.config import gpu_machine
@@ -39,7 +40,8 @@ WITHIN = {"llama2-70b": 0.15, "opt-66b": 0.20}
 KEPT = (("machine.prefill_streams_all", False),)
 SETS = ("as-published", "fair")
 #: Sixteen of the 80 layers, of single neurons, with their share of the GPU: a layer's work and gap stay as they are.
-SLICE = (("model.n_layers", 16), ("machine.gpu_weight_bytes", 4e9), ("activity.group", 1))
+SINGLE = (("activity.group", 1),)
+SLICE = (("model.n_layers", 16), ("machine.gpu_weight_bytes", 4e9), *SINGLE)
 ABLATION = (
     ("random", (("partition", "random"), ("adjustment", "none"), ("balance", "none"))),
     ("partition", (("adjustment", "none"), ("balance", "none"))),
@@ -74,16 +76,16 @@ def hermes() -> list[Row]:
 
 
 def hermes_case(model: str, preset: str, assumed: str = "as-published", batch: int = 1, **more: object) -> Case:
-    """Return a case of Hermes: whole at batch 1 as published, else sampled."""
-    whole = assumed == "as-published" and batch == 1
-    given = {"output": OUTPUT if whole else SAMPLED, **more}
-    return Case("hermes", model, batch, assumed, preset, **given)  # type: ignore[arg-type]
+    """Return a case of Hermes: whole and of single neurons at batch 1 as published, else sampled."""
+    given: dict[str, Any] = {"output": SAMPLED, **more}
+    if assumed == "as-published" and batch == 1:
+        given |= {"output": OUTPUT, "settings": (*given.get("settings", ()), *SINGLE)}
+    return Case("hermes", model, batch, assumed, preset, **given)
 
 
 def calibrated_case(model: str, assumed: str = "as-published", batch: int = 1) -> Case:
-    """Return Hermes with the densities fitted to it; pairs of neurons at batch 1, where the result is gated."""
-    finer = (("activity.group", 2),) if batch == 1 and assumed == "as-published" else ()
-    return hermes_case(model, "paper-fit", assumed, batch, settings=CALIBRATED + finer)
+    """Return Hermes with the densities fitted to it."""
+    return hermes_case(model, "paper-fit", assumed, batch, settings=CALIBRATED)
 
 
 def powerinfer_case(model: str, assumed: str = "as-published", batch: int = 1, *, calibrated: bool = True) -> Case:
