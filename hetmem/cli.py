@@ -63,8 +63,9 @@ def run_command(
 
 @app.command(name="compare")
 def compare_command(
-    *systems: str, options: Options = DEFAULTS, assumptions: Sets = "both", dimm_preset: DimmPresets = "both"
-) -> int:
+    *systems: str, options: Options = DEFAULTS, assumptions: Sets = "both", dimm_preset: DimmPresets = "both",
+    workers: int | None = None,
+) -> int:  # fmt: skip
     """Compare systems on the same model and the same requests; without names, all of them.
 
     Parameters
@@ -75,8 +76,10 @@ def compare_command(
         Which rates the runs believe: the papers' own, the measured ones, or both in turn.
     dimm_preset
         Which reading of the NDP-DIMMs.
+    workers
+        Processes; one a processor unless told otherwise.
     """
-    result = _compare(list(systems), options, assumptions, dimm_preset)
+    result = _compare(list(systems), options, assumptions, dimm_preset, workers)
     _finish(result, options)
     return 2 if result.all_refused else 0
 
@@ -339,7 +342,9 @@ def main(words: Sequence[str] | None = None) -> None:
     raise SystemExit(status)
 
 
-def _compare(systems: list[str], options: Options, assumptions: str, preset: str) -> "Comparison":
+def _compare(
+    systems: list[str], options: Options, assumptions: str, preset: str, workers: int | None = 1
+) -> "Comparison":
     from hetmem.hardware.config import ASSUMPTIONS
     from hetmem.hardware.ndp import PRESETS
     from hetmem.monitor.save import check_target
@@ -353,6 +358,7 @@ def _compare(systems: list[str], options: Options, assumptions: str, preset: str
             assumptions=ASSUMPTIONS if assumptions == "both" else (assumptions,),
             dimm_presets=PRESETS if preset == "both" else (preset,),
             report=report,
+            workers=workers,
             **options.arguments(),
         )
 

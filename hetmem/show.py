@@ -6,13 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hetmem.study.compare import DEFAULT_SYSTEMS, Comparison
+from hetmem.study.compare import Comparison
 from hetmem.study.metrics import metric
 from hetmem.study.reproduce import Row
 from hetmem.study.search import Search
 from hetmem.study.store import FAILED
 from hetmem.study.sweep import Sweep
-from hetmem.system import SYSTEMS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,10 +101,6 @@ def comparison(result: Comparison) -> None:
     out.print(grid)
     if len(result.rows) == 1 and result.rows[0]["refused"] is None:
         out.print(_served(result.rows[0]))
-    shown = {row["system"] for row in result.rows}
-    if shown == {system.name for system in DEFAULT_SYSTEMS}:
-        others = ", ".join(system.name for system in SYSTEMS if system.slow)
-        out.print(f"not run unless named, for they are simulated neuron by neuron, which takes minutes: {others}")
     for reason in dict.fromkeys(row["refused"] for row in result.rows if row["refused"] is not None):
         out.print(f"refused: {reason}")
     for name, components in result.not_counted.items():

@@ -156,6 +156,19 @@ class Table:
         self._spool.seek((chunk * len(self._open) + index) * CHUNK_ROWS * 8)
         return self._spool.read(CHUNK_ROWS * 8)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the table without its file, for another process."""
+        self._settle()
+        chunks = [self._read(chunk, i) for chunk in range(self._spooled // CHUNK_ROWS) for i in range(len(self._open))]
+        return self.__dict__ | {"_spool": None, "_chunks": chunks}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        chunks = state.pop("_chunks")
+        self.__dict__.update(state)
+        if chunks:
+            self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the table
+            self._spool.writelines(chunks)
+
     def __del__(self) -> None:
         spool = getattr(self, "_spool", None)
         if spool is not None:

@@ -1,6 +1,7 @@
 """Systems side by side: the same model, the same requests, under each assumption set and DIMM preset."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from attrs import evolve, field, frozen
@@ -11,6 +12,7 @@ from hetmem.hardware.config import ASSUMPTIONS
 from hetmem.hardware.ndp import PRESETS
 from hetmem.model import ModelSpec
 from hetmem.monitor.save import SCHEMA_VERSION
+from hetmem.study.executors import ProcessExecutor
 from hetmem.study.run import SERVED, Run
 from hetmem.study.scenario import POLICIES, Scenario, scenario
 from hetmem.study.settings import has_path, with_settings
@@ -23,7 +25,6 @@ MEASURED = (
     "time_share", "bound", "requests", *SERVED,
 )  # fmt: skip
 #: What a comparison without names runs: every system whose simulation takes seconds.
-DEFAULT_SYSTEMS = tuple(system for system in SYSTEMS if not system.slow)
 Report = Callable[[Scenario, float, int], None]
 
 
@@ -78,14 +79,14 @@ def compare(
     systems: Sequence[str | type[System]] | str | type[System] | None = None, *, model: str | ModelSpec = "llama2-70b",
     workload: Any = "chat", assumptions: Iterable[str] | str = ASSUMPTIONS, dimm_presets: Iterable[str] | str = PRESETS,
     settings: Mapping[str, Any] | None = None, trace: bool = False, report: Report | None = None,
-    engine: str = ENGINES[0], **options: Any,
+    engine: str = ENGINES[0], workers: int | None = 1, **options: Any,
 ) -> Comparison:  # fmt: skip
     """Run several systems on the same requests.
 
     Parameters
     ----------
     systems
-        Names or classes, or one alone; by default every system that is not slow to simulate.
+        Names or classes, or one alone; by default every system.
     assumptions, dimm_presets
         The sets to run under, or one alone; a system without DIMMs has no preset.
     settings
@@ -94,6 +95,8 @@ def compare(
         Called as ``report(scenario, done, n)`` while the runs go on, ``done`` of ``n`` being finished.
     engine
         One of :data:`hetmem.study.simulate.ENGINES`.
+    workers
+        Processes that the runs are spread over; 1 is this one, None is one a processor. The result is the same.
     options
         As in :func:`hetmem.simulate`; ``dimms`` and ``multipliers`` apply to systems with DIMMs, a policy to the
         systems that have its role.
@@ -107,7 +110,7 @@ def compare(
         systems = [systems]
     presets = [dimm_presets] if isinstance(dimm_presets, str) else list(dimm_presets)
     sets = [assumptions] if isinstance(assumptions, str) else list(assumptions)
-    chosen = [system_class(name) if isinstance(name, str) else name for name in systems or DEFAULT_SYSTEMS]
+    chosen = [system_class(name) if isinstance(name, str) else name for name in systems or SYSTEMS]
     orphans = {role for role in options.get("policies") or {} if not any(_has_role(cls, role) for cls in chosen)}
     asked = [
         scenario(cls, model=model, workload_=workload, assumptions=assumed, dimm_preset=preset, **given)
@@ -116,13 +119,20 @@ def compare(
         for preset, given in _variants(cls, presets, options, orphans)
     ]
     asked = _with_settings(asked, settings or {})
-    runs: list[Run | None] = []
-    rows = []
-    for k, one in enumerate(asked):
-        run, row = attempt(one, trace=trace, progress=_progress(report, one, k, len(asked)), engine=engine)
-        runs.append(run)
-        rows.append(row)
-    return Comparison(rows, runs, asked[0].seed if asked else 0, asked)
+    if workers == 1:
+        pairs = [
+            attempt(one, trace=trace, progress=_progress(report, one, k, len(asked)), engine=engine)
+            for k, one in enumerate(asked)
+        ]
+    else:
+        with ProcessExecutor(workers) as executor:
+            futures = [executor.submit(partial(attempt, trace=trace, engine=engine), one) for one in asked]
+            for k, one in enumerate(asked):
+                futures[k].result()
+                if report is not None:
+                    report(one, k + 1, len(asked))
+        pairs = [future.result() for future in futures]
+    return Comparison([row for _, row in pairs], [run for run, _ in pairs], asked[0].seed if asked else 0, asked)
 
 
 def attempt(

@@ -75,7 +75,6 @@ class System(ABC):
     #: Whether it runs on any number of GPUs, in tensor-parallel shards and pipeline stages.
     any_gpus: ClassVar[bool] = False
     #: Whether simulating it draws neurons step by step, which takes minutes for a long comparison.
-    slow: ClassVar[bool] = False
     #: Whether it runs on GPUs, or else on a board of memories with compute chips.
     has_gpus: ClassVar[bool] = True
     #: Whether its plans need the context of each decoding sequence.

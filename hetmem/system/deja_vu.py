@@ -37,7 +37,6 @@ class DejaVu(OffloadSystem):
 
     name = "deja-vu"
     summary = "active neurons, as a trained predictor says, are copied to the GPU when needed"
-    slow = True
     has_neurons = True
 
     def __init__(self, setup: Setup) -> None:

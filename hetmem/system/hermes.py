@@ -59,7 +59,6 @@ class Hermes(NdpSystem):
 
     name = "hermes"
     summary = "hot neurons on the GPU, cold ones and attention on NDP-DIMMs, adjusted and rebalanced while decoding"
-    slow = True
     has_neurons = True
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "partition": tuple(PARTITIONS), "predictor": tuple(PREDICTORS), "adjustment": tuple(ADJUSTERS),

@@ -48,7 +48,6 @@ class PowerInfer(OffloadSystem):
 
     name = "powerinfer"
     summary = "hot neurons on the GPU, cold ones and attention on the host's processor"
-    slow = True
     has_neurons = True
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "partition": tuple(PARTITIONS), "predictor": tuple(PREDICTORS),
