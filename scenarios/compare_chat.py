@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with _script.refusals(parser):
         comparison = compare(
             args.systems, model=args.model, workload=args.workload, requests=args.requests, batch=args.batch,
-            seed=args.seed,
+            seed=args.seed, workers=None,
         )  # fmt: skip
     print(table(comparison).to_string(index=False, float_format="{:.4g}".format, na_rep="-"))
     title = f"{args.model}: {args.requests} requests of {args.workload}, static batches of {args.batch}"

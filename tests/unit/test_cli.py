@@ -10,8 +10,8 @@ import pytest
 
 from hetmem.cli import main
 from hetmem.errors import ConservationError, DeadlockError, HetmemError
-from hetmem.study.compare import DEFAULT_SYSTEMS
 from hetmem.study.scenario import DEFAULT_BATCH, DEFAULT_REQUESTS
+from hetmem.system import SYSTEMS
 
 ROW_KEYS = {
     "system", "assumptions", "dimm_preset", "model", "workload", "tokens_per_s", "carbon_operational_g_per_token",
@@ -84,13 +84,13 @@ def test_show_carbon_lists_sources(capsys: pytest.CaptureFixture[str]) -> None:
         assert expected in out
 
 
-def test_compare_runs_every_quick_system_under_every_set(capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_runs_every_system_under_every_set(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = call(capsys, "compare", *QUICK, "--json")
     rows = json.loads(out)["rows"]
     asked = {(row["system"], row["assumptions"], row["dimm_preset"]) for row in rows}
     expected = {
         (system.name, assumed, preset)
-        for system in DEFAULT_SYSTEMS
+        for system in SYSTEMS
         for assumed in ("as-published", "fair")
         for preset in (("paper-fit", "datasheet") if system.has_dimms else (None,))
     }

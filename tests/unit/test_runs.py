@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -197,3 +198,15 @@ def test_bytes_that_no_server_served_are_found(monkeypatch):
     monkeypatch.setattr(simulate_module.Executor, "check_drained", tampered)
     with pytest.raises(ConservationError, match=r"bytes in = bytes out violated: gpu0\.hbm"):
         run("resident", engine="event")
+
+
+def test_a_comparison_is_the_same_over_several_processes() -> None:
+    asked: dict[str, Any] = {"model": "opt-6.7b", "workload": hetmem.fixed(32, 4, 2), "assumptions": "fair"}
+    systems = ["resident", "ndp-dimm", "m2cache"]
+    reported: list[float] = []
+    one = hetmem.compare(systems, **asked)
+    two = hetmem.compare(systems, **asked, workers=2, report=lambda _, done, n: reported.append(done / n))
+    assert two.as_json() == one.as_json()
+    assert [run and run.steps.to_arrow() for run in two.runs] == [run and run.steps.to_arrow() for run in one.runs]
+    assert reported == sorted(reported)
+    assert reported[-1] == 1.0

@@ -1,11 +1,13 @@
 """Column tables that spool to a file."""
 
+import pickle
+
 import numpy as np
 import pytest
 
 from hetmem.errors import RangeError
 from hetmem.monitor import table as table_module
-from hetmem.monitor.table import Table
+from hetmem.monitor.table import CHUNK_ROWS, Table
 
 COLUMNS = {"id": "q", "share": "d", "what": "s"}
 ROWS = [(i, i / 7, ("a", "bb", "ccc")[i % 3]) for i in range(25)]
@@ -89,3 +91,16 @@ def test_a_value_beyond_a_column_names_it(row, problem):
     table.append(row)
     with pytest.raises(RangeError, match=problem):
         table.column("fj")
+
+
+@pytest.mark.parametrize("rows", [0, 5, CHUNK_ROWS + 3, 2 * CHUNK_ROWS])
+def test_a_table_goes_to_another_process_whole(rows):
+    table = Table({"k": "q", "half": "d", "name": "s"})
+    for k in range(rows):
+        table.append((k, k / 2, f"n{k % 3}"))
+    other = pickle.loads(pickle.dumps(table))
+    assert other.to_arrow() == table.to_arrow()
+    table.append((7, 7.0, "new"))
+    other.append((7, 7.0, "new"))
+    assert len(other) == rows + 1
+    assert other.to_arrow() == table.to_arrow()
