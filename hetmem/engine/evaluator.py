@@ -113,7 +113,8 @@ class Evaluator:
         apart = self._tracing or not prog.joined.isdisjoint(graph.publish)
         sub = _Submission(
             graph, rank, rank * TASKS_PER_STEP, simpy.Event(self.env), prog, ps, lanes, prog.kinds_of(graph.publish),
-            {} if apart else prog.barriers, {} if apart else prog.forks, prog.gates, prog.lasts, now,
+            {} if apart else prog.barriers, {} if apart or not prog.joined.isdisjoint(graph.wait) else prog.forks,
+            prog.gates, prog.lasts, now,
         )  # fmt: skip
         if prog.lasts:
             self.outstanding[rank] = sub

@@ -84,11 +84,12 @@ class _Writer:
         first, after = (n, n) if repeat is None else (repeat.start + PEELED * repeat.period, repeat.end)
         for task in range(first):
             self._task(task)
+        ends = [self.ends[task] for task in self.lasts if task < first]  # now: a loop gives its names to other layers
         loop = None if repeat is None else _Loop(self, repeat)
         before, self.lines = self.lines, []
         for task in range(after, n):
             self._task(task)
-        ends = [self.ends[task] for task in self.lasts if not first <= task < after]
+        ends += [self.ends[task] for task in self.lasts if task >= after]
         if loop is not None and loop.lasts:
             ends.append(loop.LATEST)
         end = self._latest(ends) if ends else "now"

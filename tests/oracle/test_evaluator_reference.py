@@ -124,6 +124,39 @@ def test_the_oracle_finds_decisions_made_before_their_time(monkeypatch):
         all_the_same(40)
 
 
+def test_a_fork_whose_chains_wait_for_handles():
+    """The second task of a chain waits for a copy that another step has left behind."""
+    graph = GraphBuilder()
+    graph.task("gpu", "first")
+    copy = graph.task("x", "copy", cls=1, background=True)
+    before = graph.build()
+    graph = GraphBuilder()
+    root = graph.task("gpu", "first")
+    seconds = [graph.task(f"d{k}", "second", graph.task(f"l{k}", "first", root)) for k in range(3)]
+    graph.task("gpu", "first", seconds)
+    forked = graph.build()
+    costs = {"first": Cost(1), "second": Cost(3), "copy": Cost(20)}
+
+    class Waiting:
+        servers, seed = ("gpu", "x", *(f"{kind}{k}" for kind in "ld" for k in range(3))), 0
+
+        def __init__(self, pause):
+            self.pause = pause
+
+        def loops(self):
+            def loop():
+                landing = Handle("copy")
+                yield before.bind(costs, {copy: landing}), 0
+                if self.pause:
+                    yield self.pause
+                yield forked.bind(costs, None, {seconds[1]: [landing]}), 1
+
+            return [loop()]
+
+    for pause in (0, 12, 30):  # before it has begun, while it is under way, and afterwards
+        same(Waiting(pause))
+
+
 # -- steps of the same template: the compiled way --------------------------------------------------------------------
 
 
@@ -225,6 +258,32 @@ def test_layers_fold_to_the_tick(monkeypatch):
     for seed in range(300):
         same(Layered(seed))
     assert taken[True] > 500
+
+
+def test_what_ends_in_an_early_layer_may_be_the_last_to_end(monkeypatch):
+    """A late start holds up a branch that ends in the second layer; the layers after it know nothing of it."""
+    monkeypatch.setattr(program, "COMPILE_AFTER", 0)
+    graph = GraphBuilder()
+    for slot in ("short", "short", "short", "long"):
+        at = graph.task(None, slot) + 1
+    for _ in range(6):
+        graph.join(at - 3)
+        graph.join(at - 1)
+        graph.task("s", "work", at - 2)
+        at = graph.task("s", "work", at + 2) + 1
+    template = graph.build()
+    assert longest_repeat(template, PEELED + 2) is not None
+
+    class Once:
+        servers, seed = ("s",), 0
+
+        def loops(self):
+            return [iter_of(template.bind({"short": Cost(1), "long": Cost(1000), "work": Cost(2)}))]
+
+    def iter_of(bound):
+        yield bound, 0
+
+    same(Once())
 
 
 def test_a_folded_step_passes_few_layers(monkeypatch):
