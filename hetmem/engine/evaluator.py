@@ -20,9 +20,9 @@ from attrs import define, field
 from hetmem.engine.executor import TASKS_PER_STEP, OnTask, waiting_lines
 from hetmem.engine.graph import Cost, Handle, TaskGraph, Template
 from hetmem.engine.program import (
-    BEHIND,
     GATE,
     LAST,
+    METERED,
     ORDERED,
     PUBLISHED,
     QUEUED,
@@ -74,10 +74,15 @@ class Evaluator:
     on_task
         Called as ``on_task(rank, server, tag, start_ps, end_ps, bytes)`` for every task on a server, in the order of
         their ends; None records nothing.
+    overlapping
+        Whether the gate of one graph may open while another, submitted before, is under way: then the energy of each
+        task counts from its end; else that of a foreground task from its submission, which no gate can tell apart.
     """
 
-    def __init__(self, env: Clock, servers: Mapping[str, Lane], on_task: OnTask | None = None) -> None:
-        self.env, self.servers, self.on_task = env, servers, on_task
+    def __init__(
+        self, env: Clock, servers: Mapping[str, Lane], on_task: OnTask | None = None, overlapping: bool = False
+    ) -> None:
+        self.env, self.servers, self.on_task, self.overlapping = env, servers, on_task, overlapping
         self._tracing = on_task is not None
         self.outstanding: dict[int, _Submission] = {}
         self._programs: dict[int, Program] = {}
@@ -152,7 +157,7 @@ class Evaluator:
     def _program(self, template: Template) -> Program:
         known = self._programs.get(id(template))
         if known is None:  # a program keeps its template, so that the id cannot be taken by another
-            known = self._programs[id(template)] = program(template, self.servers)
+            known = self._programs[id(template)] = program(template, self.servers, self.overlapping)
         return known
 
     def _account(self, prog: Program, graph: TaskGraph) -> tuple[Sequence[int], Sequence[Lane | None]]:
@@ -177,7 +182,7 @@ class Evaluator:
                 lane.energy_fj += spent
                 lane.bytes += carried
         if energy:
-            for lane, add in prog.behind:
+            for lane, add in prog.metered:
                 lane.pending_fj += add(fj)
         without_work = [task for place in idle for task in prog.served[place]]
         if not without_work:
@@ -304,7 +309,7 @@ class Evaluator:
                 start = tick
             lane.free_ps = end = start + lasts
             lane.served_ps += lasts
-            if kinds[task] & BEHIND:
+            if kinds[task] & METERED:
                 lane.spend(end, sub.graph.fj[sub.graph.template.slot_index[task]])
             if self._tracing:
                 self._note(sub, task, start, end)
@@ -387,7 +392,7 @@ class Evaluator:
     def _queued_ended(self, sub: _Submission, task: int, start: int, end: int) -> bool:
         lane = sub.lanes[task]
         lane.watched -= bool(sub.kinds[task] & WATCHED)
-        if sub.kinds[task] & BEHIND:
+        if sub.kinds[task] & METERED:
             lane.spend(end, sub.graph.fj[sub.graph.template.slot_index[task]])
         if self._tracing:
             self._note(sub, task, start, end)

@@ -14,9 +14,9 @@ from hetmem.errors import ConfigError
 from hetmem.hardware.lane import Lane
 
 #: What kind of task one is, as bits: the gate or the end of the graph waits for it itself (not for one that follows
-#: it), it is of a class other than 0, it publishes a handle, its end matters to a server or a gate, it is in the
-#: background at a server, or the graph sets the order of all the tasks at its server.
-GATE, LAST, QUEUED, PUBLISHED, WATCHED, BEHIND, ORDERED = 1, 2, 4, 8, 16, 32, 64
+#: it), it is of a class other than 0, it publishes a handle, its end matters to a server or a gate, its energy counts
+#: when it ends, or the graph sets the order of all the tasks at its server.
+GATE, LAST, QUEUED, PUBLISHED, WATCHED, METERED, ORDERED = 1, 2, 4, 8, 16, 32, 64
 TOLD = GATE | LAST | PUBLISHED
 
 #: Submissions of a template before it is compiled: about as long as compiling takes, the other way takes for these.
@@ -69,14 +69,14 @@ class Program:
         The tasks of all barriers and chains.
     sums : list of (lanes, adder, number)
         What adds over the tasks of a lane, given by slot, and how many those are; lanes with the same slots together.
-    behind : list of (lane, adder)
-        The same of the background tasks of each lane.
+    metered : list of (lane, adder)
+        The same of the tasks of each lane whose energy counts when they end.
     free_slots : set of int
         Places of the slots of tasks without a server.
     served : tuple of (tuple of int)
         By place of a slot: the tasks at servers that cost it.
     plain : bool
-        Whether all tasks are in the foreground and of class 0, and one at least is on a server.
+        Whether all tasks are in the foreground and of class 0, none is metered, and one at least is on a server.
     """
 
     template: Template
@@ -92,7 +92,7 @@ class Program:
     forks: dict[int, Fork]
     joined: frozenset[int]
     sums: list[tuple[list[Lane], Adder, int]]
-    behind: list[tuple[Lane, Adder]]
+    metered: list[tuple[Lane, Adder]]
     free_slots: frozenset[int]
     served: tuple[tuple[int, ...], ...]
     plain: bool
@@ -155,8 +155,11 @@ class Program:
         return end
 
 
-def program(template: Template, lanes: Mapping[str, Lane]) -> Program:
+def program(template: Template, lanes: Mapping[str, Lane], overlapping: bool = False) -> Program:
     """Return ``template`` on ``lanes``.
+
+    Background tasks are metered; if graphs are ``overlapping``, all are, for the gate of one opens while another is
+    under way.
 
     Raises
     ------
@@ -166,7 +169,7 @@ def program(template: Template, lanes: Mapping[str, Lane]) -> Program:
     for name in template.servers:
         if name is not None and name not in lanes:
             raise ConfigError("graph", f"the machine has no server {name!r}; it has {', '.join(lanes)}")
-    kinds = _kinds(template)
+    kinds = _kinds(template, overlapping)
     for name in _mixed(template):
         lanes[name].mixed = True
     barriers, forks = _barriers(template, kinds, lanes), _forks(template, kinds)
@@ -185,10 +188,10 @@ def program(template: Template, lanes: Mapping[str, Lane]) -> Program:
         frozenset(task for *_, tasks in barriers.values() for task in tasks)
         | {task for fork in forks.values() for chain in fork.chains for task in chain},
         _sums(template, lanes),
-        [(lane, add) for group, add, _ in _sums(template, lanes, behind=True) for lane in group],
+        [(lane, add) for group, add, _ in _sums(template, lanes, kinds) for lane in group],
         frozenset(s for name, s in zip(template.servers, template.slot_index, strict=True) if name is None and s),
         _served(template),
-        not any(template.background) and not any(template.classes) and any(template.servers),
+        not (overlapping or any(template.background) or any(template.classes)) and any(template.servers),
     )
 
 
@@ -201,7 +204,7 @@ def picker(places: Sequence[int]) -> Picker:
     return itemgetter(*places)
 
 
-def _kinds(template: Template) -> bytes:
+def _kinds(template: Template, overlapping: bool) -> bytes:
     kinds, background = bytearray(len(template)), template.background
     matters = bytearray(len(template))  # whether the end of a task matters to a server or a gate
     for task in reversed(range(len(template))):
@@ -213,8 +216,8 @@ def _kinds(template: Template) -> bytes:
             kinds[task] |= GATE
         if not successors:
             kinds[task] |= LAST
-        if background[task] and template.servers[task] is not None:
-            kinds[task] |= BEHIND
+        if (background[task] or overlapping) and template.servers[task] is not None:
+            kinds[task] |= METERED
         if template.classes[task] and template.servers[task] is not None:
             kinds[task] |= QUEUED | (WATCHED if matters[task] else 0)
     for tasks in _ordered(template):
@@ -299,11 +302,13 @@ def adder(places: Sequence[int]) -> Adder:
     return lambda items: sum(map(mul, pick(items), times))
 
 
-def _sums(template: Template, lanes: Mapping[str, Lane], behind: bool = False) -> list[tuple[list[Lane], Adder, int]]:
+def _sums(
+    template: Template, lanes: Mapping[str, Lane], kinds: bytes | None = None
+) -> list[tuple[list[Lane], Adder, int]]:
+    """Return the sums over the tasks of each lane; of those that are metered if ``kinds`` are given."""
     places: dict[str, list[int]] = {}
-    tasks = zip(template.servers, template.slot_index, template.background, strict=True)
-    for name, place, background in tasks:
-        if name is not None and (background or not behind):
+    for task, (name, place) in enumerate(zip(template.servers, template.slot_index, strict=True)):
+        if name is not None and (kinds is None or kinds[task] & METERED):
             places.setdefault(name, []).append(place)
     alike: dict[tuple[int, ...], list[Lane]] = {}
     for name, used in places.items():

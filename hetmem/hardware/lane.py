@@ -61,7 +61,7 @@ class Lane:
         #: it told anybody.
         self.ended: Ended = _nobody
         self._starts: deque[int] = deque()
-        #: Femtojoules of background work handed in, less those of such work known to have ended by the last query.
+        #: Femtojoules of metered work handed in, less those of such work known to have ended by the last query.
         self.pending_fj = 0
         self._spent: deque[tuple[int, int]] = deque()
 
@@ -127,13 +127,13 @@ class Lane:
         return self.wait_ps - ahead + sum(tick - int(entry[1]) for entry in self.queue if entry[7] < 0)
 
     def spend(self, end_ps: int, energy_fj: int) -> None:
-        """Note that background work ends at ``end_ps``; ends come in order."""
+        """Note that metered work ends at ``end_ps``; ends come in order."""
         self._spent.append((end_ps, energy_fj))
 
     def energy_at(self, tick: int) -> int:
         """Return the femtojoules of the work that has ended by ``tick``, the present.
 
-        Foreground work counts from its submission: its step's gate, before which nobody asks, is no earlier.
+        Work that is not metered counts from its submission: its step's gate, before which nobody asks, is no earlier.
         """
         if self.queue:
             self.advance(tick)

@@ -156,7 +156,8 @@ def _run(asked: Scenario, config: Configuration, trace: bool, progress: Progress
     _require_batch(asked, config, kv, ledger)
     busy = Readings({name: server.busy_at for name, server in servers.items()})
     recorder = Recorder(busy, trace)
-    executor = _executor(engine, env, servers, recorder.task if trace else None)
+    sizes = _batches(config)
+    executor = _executor(engine, env, servers, recorder.task if trace else None, overlapping=len(sizes) > 1)
     floor = FloorCheck(planner.floor_s)
     meters = [Meter(unit, servers[unit.name].energy_at) for unit in machine.units]
     phases = PhaseAccount(meters, busy, _always_on(machine))
@@ -170,7 +171,6 @@ def _run(asked: Scenario, config: Configuration, trace: bool, progress: Progress
     )
     swap = _swap_space(config.serving, planner, ledger, kv)
     prefixes = PrefixCache(kv) if config.serving.prefix_reuse and has_hashes(requests.prefix_blocks) else None
-    sizes = _batches(config)
     if drafts is not None and len(sizes) > 1:
         raise UnsupportedError(planner.name, "speculates on one pipeline stage only")
     loop: DecodeLoop | None = None
@@ -223,8 +223,10 @@ def _run(asked: Scenario, config: Configuration, trace: bool, progress: Progress
     )  # fmt: skip
 
 
-def _executor(engine: str, env: Clock, servers: Mapping[str, Any], on_task: OnTask | None) -> Executor | Evaluator:
-    return (Executor if engine == "event" else Evaluator)(env, servers, on_task)
+def _executor(
+    engine: str, env: Clock, servers: Mapping[str, Any], on_task: OnTask | None, overlapping: bool
+) -> Executor | Evaluator:
+    return Executor(env, servers, on_task) if engine == "event" else Evaluator(env, servers, on_task, overlapping)
 
 
 def _stack(machine: MachineConfig | BoardConfig) -> str | None:

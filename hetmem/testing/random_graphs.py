@@ -63,14 +63,14 @@ class RandomLoops:
                 costs[slot] = Cost(0)
                 foreground.append(graph.task(server, slot, after, lag_ps=rng.choice([0, 2])))
             elif kind < 0.40:
-                costs[slot] = Cost(rng.randint(1, 40), 0, rng.randint(0, 9))
+                costs[slot] = Cost(rng.randint(1, 40), i, rng.randint(0, 9))
                 cls, chunk, lag = rng.choice([1, 2]), rng.choice([0, 3, 4, 7]), rng.choice([0, 3])
                 task = graph.task(server, slot, after, background=True, cls=cls, chunk_ps=chunk, lag_ps=lag)
                 if rng.random() < 0.5:
                     publish[task] = Handle((i, slot))
                     made.append(publish[task])
             else:
-                costs[slot] = Cost(rng.randint(1, 8), 0, rng.randint(0, 9))
+                costs[slot] = Cost(rng.randint(1, 8), i, rng.randint(0, 9))
                 lag, chunk = rng.choice([0, 0, 0, 2]), rng.choice([0, 0, 2])
                 task = graph.task(server, slot, after, lag_ps=lag, chunk_ps=chunk)
                 if handles and rng.random() < 0.15:

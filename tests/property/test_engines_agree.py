@@ -39,6 +39,8 @@ def scenarios(draw: st.DrawFn, system: str) -> dict[str, Any]:
         asked["gpu"] = draw(st.sampled_from(("a100-sxm-80gb", "rtx-4090")))
     if system == "resident":
         asked["gpus"] = draw(st.sampled_from((1, 2, 4)))
+        if asked["gpus"] > 1:
+            asked["pp"] = draw(st.sampled_from((1, 2)))
     if system == "ndp-dimm":
         asked["dimms"] = draw(st.integers(1, 9))
     return asked
@@ -95,6 +97,17 @@ def test_the_engines_agree_on_every_system_at_length(system: str) -> None:
 def test_long_runs_whose_templates_are_compiled_agree(system: str) -> None:
     asked = {"model": "llama-65b" if system == "papi" else "llama2-7b", "workload": hetmem.fixed(20, 90, 3)}
     runs = [run(system, engine, False, asked) for engine in ("event", "auto")]
+    assert not isinstance(runs[0], str), runs[0]
+    assert_equal(*runs)
+
+
+def test_steps_of_pipeline_stages_side_by_side_agree() -> None:
+    """The gate of one opens while another is under way: energy by phase tells whose work has ended by then."""
+    asked = {
+        "model": "llama2-7b", "workload": hetmem.fixed(40, 6, 6), "gpu": "a100-sxm-80gb", "gpus": 2, "pp": 2,
+        "rate": 400.0, "requests": 8, "batch": 4,
+    }  # fmt: skip
+    runs = [run("resident", engine, False, asked) for engine in ("event", "auto")]
     assert not isinstance(runs[0], str), runs[0]
     assert_equal(*runs)
 
