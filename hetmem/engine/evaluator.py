@@ -163,8 +163,8 @@ class Evaluator:
     def _account(self, prog: Program, graph: TaskGraph) -> tuple[Sequence[int], Sequence[Lane | None]]:
         """Count the work at its lanes; return the ticks by slot, and the lanes by task, None where there is no work."""
         ps, fj, n_bytes = graph.ps, graph.fj, graph.n_bytes
-        # The first place is of tasks without a slot.
-        idle = [place for place, ticks in enumerate(ps) if not ticks] if ps.count(0) > 1 else []
+        # The first place is of tasks without a slot, which are mostly joins.
+        idle = [place for place, ticks in enumerate(ps) if not ticks] if ps.count(0) > 1 or prog.served[0] else []
         for place in (*idle, *prog.free_slots):
             if fj[place] or n_bytes[place]:
                 raise _lost(graph, place)

@@ -24,7 +24,6 @@ MEASURED = (
     "carbon_embodied_g_per_token", "cost_usd_per_mtoken", "ssd", "unknown", "ttft_s", "tpot_s", "latency_s",
     "time_share", "bound", "requests", *SERVED,
 )  # fmt: skip
-#: What a comparison without names runs: every system whose simulation takes seconds.
 Report = Callable[[Scenario, float, int], None]
 
 

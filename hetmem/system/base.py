@@ -74,7 +74,6 @@ class System(ABC):
     has_dimms: ClassVar[bool] = False
     #: Whether it runs on any number of GPUs, in tensor-parallel shards and pipeline stages.
     any_gpus: ClassVar[bool] = False
-    #: Whether simulating it draws neurons step by step, which takes minutes for a long comparison.
     #: Whether it runs on GPUs, or else on a board of memories with compute chips.
     has_gpus: ClassVar[bool] = True
     #: Whether its plans need the context of each decoding sequence.

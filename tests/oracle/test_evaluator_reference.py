@@ -129,6 +129,21 @@ def test_the_oracle_finds_decisions_made_before_their_time(monkeypatch):
         all_the_same(40)
 
 
+def test_a_task_without_a_slot_is_no_service_even_at_a_server():
+    graph = GraphBuilder()
+    graph.task("gpu", "long")
+    graph.task("link", "short", graph.task("gpu", None))
+    template = graph.build()
+
+    class Steps:
+        servers, seed = ("gpu", "link"), 0
+
+        def loops(self):
+            return [((template.bind({"long": Cost(10), "short": Cost(5)}), step) for step in range(3))]
+
+    same(Steps())
+
+
 def test_a_fork_whose_chains_wait_for_handles():
     """The second task of a chain waits for a copy that another step has left behind."""
     graph = GraphBuilder()
