@@ -31,7 +31,7 @@ class BalanceView:
 
     A system shows all layers of a block at once; a view may also be of one layer, without the axis of layers.
     ``where[layer, unit]`` is the DIMM of each unit, ``NOWHERE`` for one that the balancer must leave alone (kept
-    on the GPU); ``activations[layer, unit]`` counts its firings over the last ``tokens`` tokens.
+    on the GPU); ``activations[layer, unit]`` counts how often it was computed in the last ``tokens`` tokens.
     ``moves_per_pair`` is how many units the link of one pair can carry for one layer in the time given, None for
     any number. ``future[layer, unit]``, the firings of the time to come, is for oracles only.
     """

@@ -232,14 +232,14 @@ class NeuronState:
 
     def _predict(self, block: str, order: int, fired: Bits) -> Bits:
         above = np.concatenate([np.zeros_like(fired[:1]), fired[:-1]])
-        parents = self.neurons.parents[block]
+        parents = _shown(self.neurons.parents[block])
         predicted: Bits = self.predictor.decide(
-            PredictView(block, 0, order, self.tracker.states(block), parents, above, fired)
+            PredictView(block, 0, order, self.tracker.states(block), parents, _shown(above), _shown(fired))
         )
         return predicted
 
     def _adjustment_view(self, block: str, most: int | Counts) -> AdjustmentView:
-        return AdjustmentView(self.tracker.states(block), self.resident[block], 0, most)
+        return AdjustmentView(self.tracker.states(block), _shown(self.resident[block]), 0, most)
 
     def _adjust(self, copy_bytes: float) -> tuple[dict[str, AdjustmentDecision], Counts]:
         """Return the copies behind each projection; QKV may take half of the bytes, the MLP what is left."""
@@ -249,7 +249,8 @@ class NeuronState:
         leaving = np.zeros((n_layers, self.n_dimms), dtype=np.int64)
         for block in BLOCKS:
             size, room = self.unit_bytes[block], left / 2 if block == "qkv" else left
-            decision = self.adjuster.decide(self._adjustment_view(block, (room // size).astype(np.int64)))
+            most = _shown((room // size).astype(np.int64))
+            decision = self.adjuster.decide(self._adjustment_view(block, most))
             chosen[block] = decision
             if len(decision.copied):
                 layer, unit = np.divmod(decision.copied, self.neurons.n_units[block])
@@ -268,7 +269,7 @@ class NeuronState:
             where = np.where(self.resident[block], np.int8(NOWHERE), self.home[block])
             decision = self.balancer.decide(
                 BalanceView(
-                    self.n_dimms, where, self._window.counts[block], window, None if oracle else most,
+                    self.n_dimms, _shown(where), _shown(self._window.counts[block]), window, None if oracle else most,
                     None if future is None else future[block],
                 )
             )  # fmt: skip
@@ -354,6 +355,13 @@ class NeuronState:
         for k, block in enumerate(BLOCKS):
             decided = sum(int((moves.block == k).sum()) for moves in step.queue.values())
             self.windows.append((step.order, block, layered_imbalance(self._window.loads[block]), decided))
+
+
+def _shown(array: NDArray[Any]) -> NDArray[Any]:
+    """Return ``array`` as a policy sees it, read-only."""
+    shown = array.view()
+    shown.flags.writeable = False
+    return shown
 
 
 def layered_imbalance(loads: Counts) -> float:

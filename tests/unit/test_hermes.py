@@ -8,6 +8,7 @@ import hetmem
 from hetmem.engine.step import StepView
 from hetmem.errors import CapacityError, ConfigError, UnknownNameError, UnsupportedError
 from hetmem.model import StepShape
+from hetmem.policy.adjustment import HotColdAdjustment
 from hetmem.policy.balance import WindowRemap
 from hetmem.policy.predictor import StateTable
 from hetmem.study.compare import compare
@@ -69,6 +70,26 @@ def test_plan_is_repeatable_and_changes_nothing():
         system.commit(first)
         system.state.observe(order)
     assert state_of(system) != before
+
+
+def test_policies_see_arrays_that_they_cannot_change():
+    seen = []
+
+    class Looks:
+        def __init__(self, policy):
+            self.policy = policy
+            self.window = getattr(policy, "window", None)
+
+        def decide(self, view):
+            arrays = [value for name in dir(view) if isinstance(value := getattr(view, name), np.ndarray)]
+            seen.append((type(view).__name__, {array.flags.writeable for array in arrays} - {False}))
+            return self.policy.decide(view)
+
+    roles = {"predictor": StateTable(), "adjustment": HotColdAdjustment(), "balance": WindowRemap()}
+    run(policies=QUICK | {role: Looks(policy) for role, policy in roles.items()}, output=8)
+    assert {name for name, _ in seen} == {"PredictView", "AdjustmentView", "BalanceView"}
+    written = {name for name, writeable in seen if writeable}
+    assert not written, written
 
 
 def test_runs_are_the_same_and_the_seed_matters():
