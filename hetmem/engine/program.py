@@ -295,11 +295,12 @@ def _forks(template: Template, kinds: Sequence[int]) -> dict[int, Fork]:
 def adder(places: Sequence[int]) -> Adder:
     """Return the function that adds the items of a sequence at ``places``; equal ones are counted."""
     counts = Counter(places)
-    pick = picker(tuple(counts))
-    if len(counts) == len(places):
+    pick = picker([place for place, times in counts.items() if times == 1])
+    several = {place: times for place, times in counts.items() if times > 1}
+    if not several:
         return lambda items: sum(pick(items))
-    times = tuple(counts.values())
-    return lambda items: sum(map(mul, pick(items), times))
+    pick_several, times = picker(tuple(several)), tuple(several.values())
+    return lambda items: sum(pick(items)) + sum(map(mul, pick_several(items), times))
 
 
 def _sums(

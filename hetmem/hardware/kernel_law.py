@@ -44,7 +44,7 @@ _POSITIVE = gt(0.0)
 _TIME = ge(0.0)
 
 
-@frozen
+@frozen(cache_hash=True)  # a key of remembered times
 class Peaks:
     """Datasheet figures that the laws scale.
 
@@ -132,7 +132,7 @@ class SmoothGemmLaw:
         return _shapeless_s(self, peaks, flops, moved_bytes)
 
 
-@frozen
+@frozen(cache_hash=True)
 class TiledGemmLaw:
     """The smooth law with compute time in whole waves of output tiles: seven parameters.
 

@@ -214,21 +214,28 @@ class GpuOps:
                 adds = 2 if spec.parallel_attn_mlp else 1
             return Elementwise(_ELEMENTWISE[name], adds, tokens * spec.d_model)
         q, kv = self.q_heads * spec.head_dim, self.kv_heads * spec.head_dim
-        experts, uses = 1.0, tokens
+        m, experts = tokens, 1.0
+        n: float
+        k: float
         if spec.n_experts and name in ("up", "down"):
-            experts, uses = max(1.0, expected_experts(spec, shape.tokens)), tokens * spec.mlp_uses
-        shapes = {
-            "qkv": (tokens, q + 2 * kv, spec.d_model),
-            "proj": (tokens, spec.d_model, q),
-            "router": (tokens, spec.n_experts, spec.d_model),
-            "up": (uses / experts, spec.up_width / shards, spec.d_model),
-            "down": (uses / experts, spec.d_model, spec.d_ff / shards),
-            "lm_head": (float(shape.sampled), spec.vocab / shards, spec.d_model),
-        }
-        if name not in shapes:
-            return None
-        m, n, k = map(float, shapes[name])
-        return Gemm(m, n, k, experts)
+            experts = max(1.0, expected_experts(spec, shape.tokens))
+            m = tokens * spec.mlp_uses / experts
+        match name:
+            case "qkv":
+                n, k = q + 2 * kv, spec.d_model
+            case "proj":
+                n, k = spec.d_model, q
+            case "router":
+                n, k = spec.n_experts, spec.d_model
+            case "up":
+                n, k = spec.up_width / shards, spec.d_model
+            case "down":
+                n, k = spec.d_model, spec.d_ff / shards
+            case "lm_head":
+                m, n, k = float(shape.sampled), spec.vocab / shards, spec.d_model
+            case _:
+                return None
+        return Gemm(m, float(n), float(k), experts)
 
 
 def total(prefill: StepShape | None, decode: StepShape | None) -> StepShape:
