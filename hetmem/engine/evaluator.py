@@ -114,7 +114,7 @@ class Evaluator:
             raise ConfigError("rank", f"{rank} is in flight already")
         prog = self._program(graph.template)
         now = self.env.now
-        ps, lanes = self._account(prog, graph)
+        ps, lanes = prog.account(graph)
         apart = self._tracing or not prog.joined.isdisjoint(graph.publish)
         sub = _Submission(
             graph, rank, rank * TASKS_PER_STEP, simpy.Event(self.env), prog, ps, lanes, prog.kinds_of(graph.publish),
@@ -159,38 +159,6 @@ class Evaluator:
         if known is None:  # a program keeps its template, so that the id cannot be taken by another
             known = self._programs[id(template)] = program(template, self.servers, self.overlapping)
         return known
-
-    def _account(self, prog: Program, graph: TaskGraph) -> tuple[Sequence[int], Sequence[Lane | None]]:
-        """Count the work at its lanes; return the ticks by slot, and the lanes by task, None where there is no work."""
-        ps, fj, n_bytes = graph.ps, graph.fj, graph.n_bytes
-        # The first place is of tasks without a slot, which are mostly joins.
-        idle = [place for place, ticks in enumerate(ps) if not ticks] if ps.count(0) > 1 or prog.served[0] else []
-        for place in (*idle, *prog.free_slots):
-            if fj[place] or n_bytes[place]:
-                raise _lost(graph, place)
-        energy, moved = any(fj), any(n_bytes)
-        no_work = [not ticks for ticks in ps] if idle else []
-        for lanes, add, jobs in prog.sums:
-            total = add(ps)
-            if idle:
-                jobs -= add(no_work)
-            spent = add(fj) if energy else 0
-            carried = add(n_bytes) if moved else 0
-            for lane in lanes:
-                lane.asked_ps += total
-                lane.jobs += jobs
-                lane.energy_fj += spent
-                lane.bytes += carried
-        if energy:
-            for lane, add in prog.metered:
-                lane.pending_fj += add(fj)
-        without_work = [task for place in idle for task in prog.served[place]]
-        if not without_work:
-            return ps, prog.lanes
-        busy = list(prog.lanes)
-        for task in without_work:
-            busy[task] = None
-        return ps, busy
 
     def _begin(self, sub: _Submission) -> None:
         """Start the tasks of a graph one by one, those first that wait for nothing."""
@@ -558,12 +526,3 @@ class Evaluator:
         if self._horizon > self.env.now:
             lines.append(f"service until tick {self._horizon}")
         return tuple(lines)
-
-
-def _lost(graph: TaskGraph, place: int) -> ConservationError:
-    """Return the error of a slot that costs bytes or energy, but serves a task that takes no time at a server."""
-    template, cost = graph.template, Cost(graph.ps[place], graph.fj[place], graph.n_bytes[place])
-    tasks = [task for task, slot in enumerate(template.slot_index) if slot == place]
-    lost = next(task for task in tasks if not cost.ps or template.servers[task] is None)
-    problem = f"{template.tags[lost] or 'join'} is no service, but costs {cost}"
-    return ConservationError("work takes time at a server", problem)

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from attrs import Factory, define, field
 
-from hetmem.engine.graph import Template
+from hetmem.engine.graph import Cost, TaskGraph, Template
 from hetmem.engine.straight_line import StraightLine, ancestors, straight_line
-from hetmem.errors import ConfigError
+from hetmem.errors import ConfigError, ConservationError
 from hetmem.hardware.lane import Lane
 
 #: What kind of task one is, as bits: the gate or the end of the graph waits for it itself (not for one that follows
@@ -105,6 +105,44 @@ class Program:
         init=False,
     )
 
+    def account(self, graph: TaskGraph) -> tuple[Sequence[int], Sequence[Lane | None]]:
+        """Count a graph's work at its lanes; return the ticks by slot, and the lanes by task, None without work.
+
+        Raises
+        ------
+        ConservationError
+            When a task costs bytes or energy, but no time at a server.
+        """
+        ps, fj, n_bytes = graph.ps, graph.fj, graph.n_bytes
+        # The first place is of tasks without a slot, which are mostly joins.
+        idle = [place for place, ticks in enumerate(ps) if not ticks] if ps.count(0) > 1 or self.served[0] else []
+        for place in (*idle, *self.free_slots):
+            if fj[place] or n_bytes[place]:
+                raise _lost(graph, place)
+        energy, moved = any(fj), any(n_bytes)
+        no_work = [not ticks for ticks in ps] if idle else []
+        for lanes, add, jobs in self.sums:
+            total = add(ps)
+            if idle:
+                jobs -= add(no_work)
+            spent = add(fj) if energy else 0
+            carried = add(n_bytes) if moved else 0
+            for lane in lanes:
+                lane.asked_ps += total
+                lane.jobs += jobs
+                lane.energy_fj += spent
+                lane.bytes += carried
+        if energy:
+            for lane, add in self.metered:
+                lane.pending_fj += add(fj)
+        without_work = [task for place in idle for task in self.served[place]]
+        if not without_work:
+            return ps, self.lanes
+        busy = list(self.lanes)
+        for task in without_work:
+            busy[task] = None
+        return ps, busy
+
     def kinds_of(self, published: Collection[int]) -> bytes | bytearray:
         """Return :attr:`kinds`, those of the ``published`` tasks marked, and whatever may lead to them watched."""
         if not published:
@@ -153,6 +191,15 @@ class Program:
             lane.served_ps += served_ps
             lane.wait_ps += wait_ps
         return end
+
+
+def _lost(graph: TaskGraph, place: int) -> ConservationError:
+    """Return the error of a slot that costs bytes or energy, but serves a task that takes no time at a server."""
+    template, cost = graph.template, Cost(graph.ps[place], graph.fj[place], graph.n_bytes[place])
+    tasks = [task for task, slot in enumerate(template.slot_index) if slot == place]
+    lost = next(task for task in tasks if not cost.ps or template.servers[task] is None)
+    problem = f"{template.tags[lost] or 'join'} is no service, but costs {cost}"
+    return ConservationError("work takes time at a server", problem)
 
 
 def program(template: Template, lanes: Mapping[str, Lane], overlapping: bool = False) -> Program:
