@@ -18,7 +18,7 @@ from hetmem.study.sweep import sweep
 pytestmark = pytest.mark.bench
 POINTS = grid(
     {"dimms": list(range(8, 28)), "batch": [1, 2, 3, 4, 5], "assumptions": ["fair", "as-published"]},
-    {"system": "ndp-dimm", "model": "llama2-70b", "prompt": 128, "output": 72},
+    {"system": "ndp-dimm", "model": "llama2-70b", "prompt": 128, "output": 480},
 )
 
 
