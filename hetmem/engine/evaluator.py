@@ -15,10 +15,9 @@ from heapq import heappop, heappush
 from typing import Any
 
 import simpy
-from attrs import define, field
 
-from hetmem.engine.executor import TASKS_PER_STEP, OnTask, waiting_lines
-from hetmem.engine.graph import Cost, Handle, TaskGraph, Template
+from hetmem.engine.executor import TASKS_PER_STEP, OnTask
+from hetmem.engine.graph import Handle, TaskGraph, Template
 from hetmem.engine.program import (
     GATE,
     LAST,
@@ -28,38 +27,15 @@ from hetmem.engine.program import (
     QUEUED,
     TOLD,
     WATCHED,
-    Barrier,
-    Fork,
     Program,
     program,
 )
+from hetmem.engine.submission import Submission, waits
 from hetmem.errors import ConfigError, ConservationError, DeadlockError
 from hetmem.hardware.clock import ARBITRATION, COMPLETION, NEVER, Clock
 from hetmem.hardware.lane import Lane
 
 _AFTER_ALL = NEVER - 1  # the tick of wakes that wait until nothing else can happen
-
-
-@define(slots=True, eq=False)
-class _Submission:
-    """A submitted graph. ``missing`` and ``ready`` are empty until its tasks are started one by one."""
-
-    graph: TaskGraph
-    rank: int
-    key: int
-    gate: simpy.Event
-    program: Program
-    ps: Sequence[int]
-    lanes: Sequence[Any]  # a lane, or None where there is no service
-    kinds: bytes | bytearray
-    barriers: Mapping[int, Barrier]
-    forks: Mapping[int, Fork]
-    gates_left: int
-    lasts_left: int
-    gate_ps: int
-    missing: list[int] = field(factory=list, repr=False)
-    ready: list[int] = field(factory=list, repr=False)
-    costs: list[Cost] = field(factory=list, repr=False)  # by task, if tasks are reported
 
 
 class Evaluator:
@@ -84,11 +60,11 @@ class Evaluator:
     ) -> None:
         self.env, self.servers, self.on_task, self.overlapping = env, servers, on_task, overlapping
         self._tracing = on_task is not None
-        self.outstanding: dict[int, _Submission] = {}
+        self.outstanding: dict[int, Submission] = {}
         self._programs: dict[int, Program] = {}
         # Tasks as (ready tick, key of the first, submission, tasks) and wakes as (tick, key below 0, lane, ()).
         self._heap: list[tuple[int, int, Any, Sequence[int]]] = []
-        self._unstarted: list[_Submission] = []
+        self._unstarted: list[Submission] = []
         self._timers: set[tuple[int, float]] = set()
         self._resting: set[int] = set()  # lanes with a wake after all else
         self._in_foreground = 0  # submissions whose gate is to open
@@ -116,7 +92,7 @@ class Evaluator:
         now = self.env.now
         ps, lanes = prog.account(graph)
         apart = self._tracing or not prog.joined.isdisjoint(graph.publish)
-        sub = _Submission(
+        sub = Submission(
             graph, rank, rank * TASKS_PER_STEP, simpy.Event(self.env), prog, ps, lanes, prog.kinds_of(graph.publish),
             {} if apart else prog.barriers, {} if apart or not prog.joined.isdisjoint(graph.wait) else prog.forks,
             prog.gates, prog.lasts, now,
@@ -147,7 +123,10 @@ class Evaluator:
         """
         self._report(self.env.now)
         if self.outstanding or self._horizon > self.env.now:
-            raise DeadlockError(self._waits())
+            due = {(sub.rank, task) for _, key, sub, tasks in self._heap if key >= 0 for task in tasks}
+            raise DeadlockError(
+                waits(self.outstanding.values(), due, self.servers.values(), self._horizon, self.env.now)
+            )
         for name, lane in self.servers.items():
             if lane.served_ps != lane.asked_ps:
                 raise ConservationError("service", f"{name} was asked for {lane.asked_ps} ps, served {lane.served_ps}")
@@ -160,7 +139,7 @@ class Evaluator:
             known = self._programs[id(template)] = program(template, self.servers, self.overlapping)
         return known
 
-    def _begin(self, sub: _Submission) -> None:
+    def _begin(self, sub: Submission) -> None:
         """Start the tasks of a graph one by one, those first that wait for nothing."""
         now, template = self.env.now, sub.graph.template
         sub.ps = sub.program.expand(sub.ps)
@@ -201,7 +180,7 @@ class Evaluator:
                 self._begin(sub)
         self._advance(now + 1)
 
-    def _in_order(self, sub: _Submission) -> bool:
+    def _in_order(self, sub: Submission) -> bool:
         """Work ``sub`` out at once if its template allows it; it is the only work there is."""
         end = sub.program.in_order(self.env.now, sub.ps, self.env.next_ps)
         if end < 0:
@@ -258,7 +237,7 @@ class Evaluator:
         elif self._horizon > max(env.now, self._gates_until):
             self._call(self._horizon, ARBITRATION)  # the clock runs to the end of all work
 
-    def _serve(self, sub: _Submission, tasks: Sequence[int], tick: int, until: int) -> bool:
+    def _serve(self, sub: Submission, tasks: Sequence[int], tick: int, until: int) -> bool:
         """Give tasks of class 0, ready at ``tick``, their places at their lanes.
 
         What follows the last of them may be served as well as long as it is ready before ``until``.
@@ -287,10 +266,11 @@ class Evaluator:
                 told = True
         return told
 
-    def _serve_barrier(self, sub: _Submission, tasks: Sequence[int], tick: int, until: int) -> bool:
+    def _serve_barrier(self, sub: Submission, tasks: Sequence[int], tick: int, until: int) -> bool:
         """Do the same for tasks that the same tasks wait for: for those, the one that ends last stands for all."""
         latest, told = 0, False
         lanes, pick, _ = sub.barriers[id(tasks)]
+        # A service is written out here, there and in a chain: a call would cost as much as what it does.
         for lane, lasts in zip(lanes, pick(sub.ps)):  # noqa: B905 - as long as each other, and the innermost loop
             if lane.queue and lane.advance(tick):
                 told = True
@@ -308,7 +288,7 @@ class Evaluator:
             until = 0
         return self._done(sub, tasks[0], latest, until, until if self._in_foreground == 1 else 0) or told
 
-    def _serve_fork(self, sub: _Submission, tasks: Sequence[int], tick: int, until: int) -> bool:
+    def _serve_fork(self, sub: Submission, tasks: Sequence[int], tick: int, until: int) -> bool:
         """Do the same for tasks of which most begin chains with the same successors: the last chain stands for all."""
         fork, told = sub.forks[id(tasks)], False
         lanes, ps, missing = sub.lanes, sub.ps, sub.missing
@@ -348,7 +328,7 @@ class Evaluator:
             told = self._done(sub, last, latest, 0, ordered_until) or told
         return self._serve(sub, fork.rest, tick, 0 if told else until) or told if fork.rest else told
 
-    def _queue_up(self, sub: _Submission, task: int, tick: int) -> bool:
+    def _queue_up(self, sub: Submission, task: int, tick: int) -> bool:
         """Put a task of another class, ready at ``tick``, in the queue of its lane."""
         template, lane = sub.graph.template, sub.lanes[task]
         cls, chunk = template.classes[task], template.chunk_ps[task]
@@ -357,7 +337,7 @@ class Evaluator:
         self._watch(lane)
         return True
 
-    def _queued_ended(self, sub: _Submission, task: int, start: int, end: int) -> bool:
+    def _queued_ended(self, sub: Submission, task: int, start: int, end: int) -> bool:
         lane = sub.lanes[task]
         lane.watched -= bool(sub.kinds[task] & WATCHED)
         if sub.kinds[task] & METERED:
@@ -366,7 +346,7 @@ class Evaluator:
             self._note(sub, task, start, end)
         return self._done(sub, task, end)
 
-    def _note(self, sub: _Submission, task: int, start: int, end: int) -> None:
+    def _note(self, sub: Submission, task: int, start: int, end: int) -> None:
         template = sub.graph.template
         row = (template.servers[task], template.tags[task], start, end, sub.costs[task].bytes)
         heappush(self._rows, (end, sub.key + task, sub.rank, *row))
@@ -399,7 +379,7 @@ class Evaluator:
 
     # -- the graph -----------------------------------------------------------------------------------------------
 
-    def _start(self, sub: _Submission, task: int) -> None:
+    def _start(self, sub: Submission, task: int) -> None:
         """Put a task that waits for nothing more in its place, or resolve it if it is no service."""
         tick = sub.ready[task]
         if sub.lanes[task] is None:
@@ -407,7 +387,7 @@ class Evaluator:
         else:
             heappush(self._heap, (tick, sub.key + task, sub, (task,)))
 
-    def _done(self, sub: _Submission, task: int, tick: int, until: int = 0, ordered_until: int = 0) -> bool:
+    def _done(self, sub: Submission, task: int, tick: int, until: int = 0, ordered_until: int = 0) -> bool:
         """Count a task as done, its lag after ``tick``, and all joins and delays that it resolves.
 
         Tasks that become ready together go into the heap together. One that is ready before ``until`` and before all
@@ -492,7 +472,7 @@ class Evaluator:
             if not sub.missing[task]:
                 self._start(sub, task)
 
-    def _count(self, sub: _Submission, kind: int, tick: int) -> None:
+    def _count(self, sub: Submission, kind: int, tick: int) -> None:
         if kind & GATE:
             sub.gates_left -= 1
             sub.gate_ps = max(sub.gate_ps, tick)
@@ -513,16 +493,3 @@ class Evaluator:
                 lane.advance(now)
         while on_task is not None and self._rows and self._rows[0][0] <= now:
             on_task(*heappop(self._rows)[2:])
-
-    def _waits(self) -> tuple[str, ...]:
-        """Return a line per task that has not ended, and what it waits for."""
-        waiting = {(sub.rank, task) for _, key, sub, tasks in self._heap if key >= 0 for task in tasks}
-        waiting |= {(e[5].rank, e[6]) for lane in self.servers.values() for e in lane.queue}
-        lines = []
-        for sub in self.outstanding.values():
-            missing = sub.missing or [0] * len(sub.graph)
-            done = bytearray(not left and (sub.rank, i) not in waiting for i, left in enumerate(missing))
-            lines += waiting_lines(sub.graph, sub.rank, done)
-        if self._horizon > self.env.now:
-            lines.append(f"service until tick {self._horizon}")
-        return tuple(lines)

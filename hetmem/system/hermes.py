@@ -147,10 +147,8 @@ class Hermes(NdpSystem):
         step = self.state.plan(view.order, view.decode.sequences, copy_bytes, link_bytes)
         costs |= self.head_costs(view.decode)
         columns = [*self._copy_costs(step), *self._move_costs(step)]
-        for block in BLOCKS:
-            columns += self._neuron_costs(block, "", step.work[block], view.decode)
-            if self.late:
-                columns += self._neuron_costs(block, ".late", step.late[block], view.decode)
+        for block, tail, work in step.parts():
+            columns += self._neuron_costs(block, tail, work, view.decode)
         copies, moves = bool(step.copied_bytes.any()), bool(step.sent_bytes.any())
         template = self._template(view.prefill is not None, is_chunk(view.prefill), True, copies, moves)
         changed = np.flatnonzero(step.copied_bytes.any(axis=1) | step.sent_bytes.any(axis=1)).tolist()

@@ -7,7 +7,7 @@ are copied to the GPU and moved between DIMMs, within the bytes that this gap ca
 token. One state table serves the batch: a unit has fired when it has for any sequence.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,12 @@ class NeuronStep:
     received_bytes: Counts
     rebalanced: bool
     queue: Mapping[int, Moves]
+
+    def parts(self) -> Iterator[tuple[str, str, Work]]:
+        """Yield the work of each kind of block, and that of missed units computed late, with the tail of its slots."""
+        for tail, works in (("", self.work), (".late", self.late)):
+            for block, work in works.items():
+                yield block, tail, work
 
 
 @define

@@ -17,7 +17,6 @@ from hetmem.engine.step import Plan, StepOutcome, StepView
 from hetmem.errors import UnsupportedError
 from hetmem.hardware.ledger import Ledger
 from hetmem.model import StepShape, layer_kernels
-from hetmem.model.activity_config import BLOCKS
 from hetmem.monitor.table import Table
 from hetmem.policy.adjustment import NoAdjustment
 from hetmem.system.base import Setup
@@ -123,10 +122,8 @@ class PowerInfer(OffloadSystem):
         costs |= self._dense_costs(view.decode)
         step = self.state.plan(view.order, view.decode.sequences, 0.0, 0.0)
         columns = self._attention_costs(view.decode)
-        for block in BLOCKS:
-            columns += self._neuron_costs(block, "", step.work[block], view.decode)
-            if self.late:
-                columns += self._neuron_costs(block, ".late", step.late[block], view.decode)
+        for block, tail, work in step.parts():
+            columns += self._neuron_costs(block, tail, work, view.decode)
         return NeuronPlan(self._template(view.prefill is not None, True).bind(costs, columns=columns), step=step)
 
     def commit(self, plan: Plan) -> None:
